@@ -1,0 +1,47 @@
+// How per-token losses become one number: loss = sum_b scale_b * sum_t mask * loss, one scale per row for every
+// aggregation mode of verl 0.9.1 (agg_loss in verl/trainer/ppo/core_algos.py).
+#pragma once
+
+#include "core/portable.h"
+
+namespace maspo {
+
+enum AggMode { kTokenMean, kTokenSum, kSeqMeanTokenSum, kSeqMeanTokenMean, kSeqMeanTokenSumNorm, kNumAggModes };
+
+constexpr const char* kAggModeNames[kNumAggModes] = {"token-mean", "token-sum", "seq-mean-token-sum",
+                                                     "seq-mean-token-mean", "seq-mean-token-sum-norm"};
+
+struct Aggregation {
+  int32_t mode;
+  // Negative: not given, take the local count.
+  double batch_num_tokens;
+  double global_batch_size;
+  double dp_size;
+  double loss_scale_factor;  // the "-norm" mode's divisor, the padded width unless given
+};
+
+struct RowCounts {
+  double tokens;  // N: sum of the mask over the batch
+  double rows;    // R: rows with at least one token
+};
+
+MASPO_HD double row_scale(const Aggregation& a, const RowCounts& batch, double row_tokens) {
+  // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on.
+  if (row_tokens <= 0) return 0.0;
+  const double tokens = a.batch_num_tokens < 0 ? batch.tokens : a.batch_num_tokens;
+  const double rows = a.global_batch_size < 0 ? batch.rows : a.global_batch_size;
+  switch (a.mode) {
+    case kTokenMean:
+      return a.dp_size / tokens;
+    case kTokenSum:
+      return a.dp_size;
+    case kSeqMeanTokenSum:
+      return a.dp_size / rows;
+    case kSeqMeanTokenMean:
+      return a.dp_size / rows / row_tokens;
+    default:
+      return a.dp_size / rows / a.loss_scale_factor;
+  }
+}
+
+}  // namespace maspo

@@ -1,0 +1,67 @@
+// What the counter hands to an engine: plain pointers, sizes, strides and numbers. No torch, no CUDA runtime.
+#pragma once
+
+#include "core/aggregate.h"
+#include "core/token.h"
+
+namespace maspo {
+
+enum DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
+
+// A [B, T] input of any dtype and strides (in elements); a broadcast dimension has stride 0.
+struct View {
+  const void* data;
+  int64_t row_stride;
+  int64_t col_stride;
+  DType dtype;
+};
+
+// The batch is cut into units and every unit into pieces of at most kPieceTokens tokens of one row, by B and T alone:
+// the order of all additions, and so every bit of the result, is the same for any number of threads.
+constexpr int64_t kPieceTokens = 4096;
+
+// What a piece adds to its row.
+struct RowSums {
+  double tokens;
+  double loss;
+};
+
+struct LossParams {
+  int64_t rows, cols;
+  View log_prob, old_log_prob, advantages, response_mask;
+  View rollout_is_weights;  // data is null when there are none
+  LossHyper<double> hyper;
+  Aggregation aggregation;
+
+  // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
+  void* dlogp;  // [B, T] of S, contiguous: d loss / d log_prob before row_scale; null when no gradient is wanted
+  RowSums* pieces;            // [B, pieces_per_row]
+  StatSums<double>* units;    // [units]
+  // Outputs of the finishing step.
+  double* row_scale;  // [B]
+  double* stats;      // [kNumStats]
+  void* loss;         // one S
+};
+
+MASPO_HD int64_t pieces_per_row(int64_t cols) { return cols > kPieceTokens ? (cols + kPieceTokens - 1) / kPieceTokens : 1; }
+
+// Short rows share a unit, so that a unit is worth its overhead; long rows are cut, one piece a unit.
+MASPO_HD int64_t rows_per_unit(int64_t cols) { return cols >= kPieceTokens ? 1 : kPieceTokens / (cols > 0 ? cols : 1); }
+
+MASPO_HD int64_t num_units(int64_t rows, int64_t cols) {
+  const int64_t per_unit = rows_per_unit(cols);
+  return (rows + per_unit - 1) / per_unit * pieces_per_row(cols);
+}
+
+template <class S>
+MASPO_HD LossHyper<S> hyper_as(const LossHyper<double>& h) {
+  const MaspoHyper<double>& m = h.method;
+  return {{static_cast<S>(m.sigma_base), static_cast<S>(m.alpha), static_cast<S>(m.sigma_high),
+           static_cast<S>(m.adv_low), static_cast<S>(m.adv_high), static_cast<S>(m.beta_pos),
+           static_cast<S>(m.beta_neg), m.gate_gradient},
+          static_cast<S>(h.clip_low),
+          static_cast<S>(h.clip_high),
+          static_cast<S>(h.clip_c)};
+}
+
+}  // namespace maspo

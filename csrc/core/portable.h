@@ -1,0 +1,55 @@
+// What the maths needs from the compiler, and nothing else: the same headers go through g++, nvcc and NVRTC.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define MASPO_HD static __host__ __device__ __forceinline__
+#else
+#define MASPO_HD static inline __attribute__((always_inline))
+#endif
+
+#if !defined(__CUDACC_RTC__)
+#include <math.h>
+#include <stdint.h>
+#else
+using int32_t = int;
+using uint32_t = unsigned int;
+using uint16_t = unsigned short;
+using int64_t = long long;
+#endif
+
+namespace maspo {
+
+// The maths is written once over a value type V: float or double, or a vector of them (csrc/cpu/vec.h), for which the
+// same functions exist. `Scalar<V>::type` is the type of one lane.
+template <class V>
+struct Scalar {
+  using type = V;
+};
+template <class V>
+using scalar_t = typename Scalar<V>::type;
+
+MASPO_HD float exp_of(float v) { return ::expf(v); }
+MASPO_HD double exp_of(double v) { return ::exp(v); }
+
+MASPO_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
+MASPO_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
+
+template <class S>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr float max = 3.402823466e+38f;
+};
+template <>
+struct Limits<double> {
+  static constexpr double max = 1.7976931348623157e+308;
+};
+
+// min(max(value, low), high): high wins when low > high, as in torch.clamp; NaN stays NaN.
+template <class V>
+MASPO_HD V clamp(V value, V low, V high) {
+  const V raised = select(value < low, low, value);
+  return select(raised > high, high, raised);
+}
+
+}  // namespace maspo

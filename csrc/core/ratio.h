@@ -1,0 +1,31 @@
+// The importance ratio that all methods share.
+#pragma once
+
+#include "core/portable.h"
+
+namespace maspo {
+
+// |log_prob - old_log_prob| is clamped here before exp, as in verl's policy losses.
+constexpr double kMaxLogRatio = 20.0;
+
+template <class V>
+struct Ratio {
+  using Flag = decltype(V() < V());
+  V log_ratio;  // x = clip(d, -20, 20), d = log_prob - old_log_prob
+  V ratio;      // rho = exp(x)
+  Flag inside;  // -20 <= d <= 20, bounds included: there d rho / d log_prob = rho, elsewhere 0 (NaN: false)
+};
+
+template <class V>
+MASPO_HD Ratio<V> ratio_of(V log_prob, V old_log_prob) {
+  const V high = V(scalar_t<V>(kMaxLogRatio));
+  const V low = V(scalar_t<V>(-kMaxLogRatio));
+  const V difference = log_prob - old_log_prob;
+  Ratio<V> r;
+  r.log_ratio = clamp(difference, low, high);
+  r.ratio = exp_of(r.log_ratio);
+  r.inside = (difference >= low) & (difference <= high);
+  return r;
+}
+
+}  // namespace maspo

@@ -1,0 +1,34 @@
+// The CPU engine: called by the counter, which brings the threads.
+#pragma once
+
+#include "core/params.h"
+
+namespace maspo {
+
+// The forward pass over one unit (see num_units). Units are independent of each other.
+using ForwardUnit = void (*)(const LossParams&, int64_t unit);
+
+struct CpuKernels {
+  const char* name;
+  ForwardUnit forward_float;
+  ForwardUnit forward_double;
+};
+
+extern const CpuKernels kPlainKernels;
+#if defined(__x86_64__)
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+#endif
+
+// The kernels for the instruction set of this machine, or those that `requested` names ("plain", "avx2", "avx512").
+// Null: this machine or build has none of that name.
+const CpuKernels* cpu_kernels(const char* requested);
+
+// After all units: scales, loss and statistics, added up in a fixed order.
+void finish_forward_cpu(const LossParams& p, bool is_double);
+
+// grad[b, t] = dlogp[b, t] * row_scale[b] * grad_loss for the rows [first, last); grad has dtype `dtype`, both contiguous.
+void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
+                       int64_t first, int64_t last, int64_t cols);
+
+}  // namespace maspo

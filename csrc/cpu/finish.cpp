@@ -1,0 +1,64 @@
+// From the sums of the pieces to loss, statistics and row scales; and the backward multiply.
+#include "core/half.h"
+#include "cpu/engine.h"
+
+namespace maspo {
+namespace {
+
+template <class T, class S, class Convert>
+void scale_rows(const S* dlogp, const double* row_scale, double grad_loss, T* grad, int64_t first, int64_t last,
+                int64_t cols, Convert convert) {
+  for (int64_t row = first; row < last; ++row) {
+    const S scale = static_cast<S>(row_scale[row] * grad_loss);
+    for (int64_t i = row * cols; i < (row + 1) * cols; ++i) grad[i] = convert(dlogp[i] * scale);
+  }
+}
+
+}  // namespace
+
+void finish_forward_cpu(const LossParams& p, bool is_double) {
+  const int64_t pieces = pieces_per_row(p.cols);
+  RowCounts batch = {0.0, 0.0};
+  for (int64_t row = 0; row < p.rows; ++row) {
+    // The row's sums gather in its first piece.
+    RowSums& sums = p.pieces[row * pieces];
+    for (int64_t i = 1; i < pieces; ++i) {
+      sums.tokens += p.pieces[row * pieces + i].tokens;
+      sums.loss += p.pieces[row * pieces + i].loss;
+    }
+    batch.tokens += sums.tokens;
+    batch.rows += sums.tokens > 0 ? 1.0 : 0.0;
+  }
+  double loss = 0.0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const RowSums& sums = p.pieces[row * pieces];
+    p.row_scale[row] = row_scale(p.aggregation, batch, sums.tokens);
+    loss += p.row_scale[row] * sums.loss;
+  }
+  StatSums<double> total = no_sums<double>();
+  for (int64_t unit = 0; unit < num_units(p.rows, p.cols); ++unit) add_sums(total, p.units[unit]);
+  finish_stats(total, p.stats);
+  if (is_double) {
+    *static_cast<double*>(p.loss) = loss;
+  } else {
+    *static_cast<float*>(p.loss) = static_cast<float>(loss);
+  }
+}
+
+void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
+                       int64_t first, int64_t last, int64_t cols) {
+  const auto* floats = static_cast<const float*>(dlogp);
+  auto* bits = static_cast<uint16_t*>(grad);
+  if (dtype == kFloat64) {
+    scale_rows(static_cast<const double*>(dlogp), row_scale, grad_loss, static_cast<double*>(grad), first, last, cols,
+               [](double v) { return v; });
+  } else if (dtype == kFloat32) {
+    scale_rows(floats, row_scale, grad_loss, static_cast<float*>(grad), first, last, cols, [](float v) { return v; });
+  } else if (dtype == kBFloat16) {
+    scale_rows(floats, row_scale, grad_loss, bits, first, last, cols, [](float v) { return bfloat16_from_float(v); });
+  } else {
+    scale_rows(floats, row_scale, grad_loss, bits, first, last, cols, [](float v) { return float16_from_float(v); });
+  }
+}
+
+}  // namespace maspo

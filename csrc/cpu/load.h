@@ -1,0 +1,51 @@
+// Bringing a run of tokens of any dtype and stride into a contiguous buffer of the arithmetic type, and back.
+#pragma once
+
+#include "core/half.h"
+#include "core/params.h"
+
+namespace maspo {
+namespace {
+
+template <class S, class T, class Convert>
+inline void gather(const T* source, int64_t stride, int64_t count, S* buffer, Convert convert) {
+  if (stride == 1) {  // its own loop, so that the compiler can vectorise it
+    for (int64_t i = 0; i < count; ++i) buffer[i] = convert(source[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) buffer[i] = convert(source[i * stride]);
+  }
+}
+
+template <class S, class T>
+inline void gather_as(const View& v, int64_t offset, int64_t count, S* buffer) {
+  gather(static_cast<const T*>(v.data) + offset, v.col_stride, count, buffer, [](T x) { return static_cast<S>(x); });
+}
+
+template <class S>
+inline void load_tokens(const View& v, int64_t row, int64_t col, int64_t count, S* buffer) {
+  const int64_t offset = row * v.row_stride + col * v.col_stride;
+  const auto* bits = static_cast<const uint16_t*>(v.data);
+  switch (v.dtype) {
+    case kFloat32:
+      return gather_as<S, float>(v, offset, count, buffer);
+    case kFloat64:
+      return gather_as<S, double>(v, offset, count, buffer);
+    case kBFloat16:
+      return gather(bits + offset, v.col_stride, count, buffer, [](uint16_t x) { return S(float_from_bfloat16(x)); });
+    case kFloat16:
+      return gather(bits + offset, v.col_stride, count, buffer, [](uint16_t x) { return S(float_from_float16(x)); });
+    case kUInt8:
+      return gather_as<S, uint8_t>(v, offset, count, buffer);
+    case kInt8:
+      return gather_as<S, int8_t>(v, offset, count, buffer);
+    case kInt16:
+      return gather_as<S, int16_t>(v, offset, count, buffer);
+    case kInt32:
+      return gather_as<S, int32_t>(v, offset, count, buffer);
+    case kInt64:
+      return gather_as<S, int64_t>(v, offset, count, buffer);
+  }
+}
+
+}  // namespace
+}  // namespace maspo

@@ -1,0 +1,56 @@
+"""Run a callback right after a module is first imported, without importing it now."""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+
+def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
+    """Call ``callback(module)`` once ``name`` is imported; at once if it already is.
+
+    An exception in the callback propagates to whoever imports ``name``: a failed adaptation must not go unnoticed.
+    """
+    module = sys.modules.get(name)
+    if module is not None:
+        callback(module)
+    else:
+        sys.meta_path.insert(0, _Finder(name, callback))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module through the other finders and wraps its loader."""
+
+    def __init__(self, name: str, callback: Callable[[ModuleType], None]):
+        self._name = name
+        self._callback = callback
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self._callback)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Executes the module with its own loader, then the callback."""
+
+    def __init__(self, loader: importlib.abc.Loader, callback: Callable[[ModuleType], None]):
+        self._loader = loader
+        self._callback = callback
+
+    def __getattr__(self, attribute):
+        return getattr(self._loader, attribute)  # get_source, get_data, ...: tracebacks and resources keep working
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        self._loader.exec_module(module)
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._callback(module)

@@ -1,0 +1,85 @@
+"""verl's platform interface, answered for a machine without an accelerator."""
+
+from contextlib import contextmanager
+
+import torch
+from verl.plugin.platform.platform_base import PlatformBase
+
+from .device_module import CPU_DEVICE
+
+
+class PlatformCPU(PlatformBase):
+    """Trains on the CPU: plain gloo, no caches, no profiler ranges.
+
+    Selected by ``VERL_PLATFORM=cpu`` only. :meth:`is_platform_available` is False so that the CPU-only head node of an
+    accelerator cluster, where this plugin may be installed too, never detects itself as this platform.
+    """
+
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = CPU_DEVICE
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check=False) -> bool:
+        return False
+
+    def current_device(self) -> torch.device:
+        # An index would make `tensor.to(current_device())` mean a CUDA device.
+        return torch.device("cpu")
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        pass
+
+    def synchronize(self, device_index=None) -> None:
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[None, None]:
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        # The name Ray uses for the resource below; verl stores and restores it for its workers.
+        return "CUDA_VISIBLE_DEVICES"
+
+    @contextmanager
+    def nvtx_range(self, msg: str):
+        yield
+
+    def profiler_start(self) -> None:
+        pass
+
+    def profiler_stop(self) -> None:
+        pass
+
+    def ray_resource_name(self) -> str:
+        # verl counts Ray resources called "GPU" (or "NPU") to decide whether the workers fit; a CPU run declares as
+        # many of them as it wants ranks: +ray_kwargs.ray_init.num_gpus=N.
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return []
+
+    def is_ipc_supported(self) -> bool:
+        return False
+
+    def cudart(self) -> None:
+        return None

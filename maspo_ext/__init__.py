@@ -1,0 +1,25 @@
+"""Fused policy losses for reinforcement learning with verifiable rewards: MASPO as ``torch.ops.maspo.loss``.
+
+Importing the package loads the compiled library and registers the op. See :func:`policy_loss` to begin with.
+"""
+
+from maspo_ext import _extension
+
+_extension.load()
+
+from maspo_ext import ops, reference  # noqa: E402, F401
+from maspo_ext.config import MaspoConfig  # noqa: E402
+from maspo_ext.functional import PolicyLossOutput, policy_loss  # noqa: E402
+from maspo_ext.modules import PolicyLoss  # noqa: E402
+from maspo_ext.stats import STAT_NAMES, PolicyLossStats  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "STAT_NAMES",
+    "MaspoConfig",
+    "PolicyLoss",
+    "PolicyLossOutput",
+    "PolicyLossStats",
+    "policy_loss",
+]

@@ -1,0 +1,40 @@
+"""Loading of the compiled op library, with an error that says what to do when it cannot be loaded."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch  # noqa: F401  first: the library links against torch's shared libraries
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def load() -> None:
+    """Import ``maspo_ext._C``, whose static initialisers register ``torch.ops.maspo``.
+
+    Raises:
+        ImportError: the library is missing or does not fit the torch that is installed; names the process and the remedy.
+    """
+    try:
+        importlib.import_module("maspo_ext._C")
+    except ImportError as error:
+        message = _explain(error)
+        # verl loads plugins with errors logged at DEBUG only: without this line the cause would be lost there.
+        print(message, file=sys.stderr, flush=True)
+        raise ImportError(message) from error
+
+
+def _explain(error: ImportError) -> str:
+    where = f"host {socket.gethostname()}, pid {os.getpid()}, {sys.executable}, torch {torch.__version__}"
+    if (_PACKAGE.parent / "csrc").is_dir():
+        remedy = (
+            f"maspo_ext was imported from its source tree {_PACKAGE.parent}, where nothing is built: "
+            "run `pip install -e .` there, or start python in another folder to use the installed package."
+        )
+    else:
+        remedy = "Reinstall it in this environment: `pip install --force-reinstall --no-deps maspo_ext`, with torch >= 2.11."
+    return f"maspo_ext: the compiled op library maspo_ext._C cannot be loaded ({where}).\nCause: {error}\nRemedy: {remedy}"

@@ -1,0 +1,51 @@
+"""The policy loss as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from maspo_ext.config import MaspoConfig, config_for
+from maspo_ext.functional import PolicyLossOutput, policy_loss
+
+
+class PolicyLoss(torch.nn.Module):
+    """:func:`maspo_ext.policy_loss` with its method, hyper-parameters and aggregation fixed at construction.
+
+    Args:
+        ratio_mode, config, loss_agg_mode, **hyper: as in :func:`maspo_ext.policy_loss`; checked here.
+
+    ``forward(log_prob, old_log_prob, advantages, response_mask, **counts)`` takes the tensors and, per call,
+    ``rollout_is_weights``, ``dp_size``, ``batch_num_tokens``, ``global_batch_size``, ``loss_scale_factor``. It has no parameters.
+    """
+
+    def __init__(
+        self, ratio_mode: str = "maspo", config: MaspoConfig | None = None, loss_agg_mode: str = "token-mean", **hyper: Any
+    ) -> None:
+        super().__init__()
+        self.ratio_mode = ratio_mode
+        self.config = config_for(ratio_mode, config, hyper)
+        self.loss_agg_mode = loss_agg_mode
+
+    def forward(
+        self,
+        log_prob: torch.Tensor,
+        old_log_prob: torch.Tensor,
+        advantages: torch.Tensor,
+        response_mask: torch.Tensor,
+        **counts: Any,
+    ) -> PolicyLossOutput:
+        return policy_loss(
+            log_prob,
+            old_log_prob,
+            advantages,
+            response_mask,
+            ratio_mode=self.ratio_mode,
+            config=self.config,
+            loss_agg_mode=self.loss_agg_mode,
+            **counts,
+        )
+
+    def extra_repr(self) -> str:
+        return f"ratio_mode={self.ratio_mode!r}, loss_agg_mode={self.loss_agg_mode!r}, config={self.config}"
