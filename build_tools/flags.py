@@ -21,7 +21,7 @@ DEFINITIONS = {
     "Py_LIMITED_API": "0x030a0000",  # Python 3.10's
 }
 CUDA_DEFINITION = "MASPO_WITH_CUDA"
-TORCH_LIBRARIES = ("torch_cpu", "c10")  # the stable ABI's symbols; also in a CUDA build of torch
+TORCH_LIBRARIES = ("torch_cpu",)  # exports the stable ABI, in a CPU and in a CUDA build of torch
 CUDART_LIBRARIES = ("cudart_static", "dl", "rt", "pthread")
 WARNINGS = ("-Wall", "-Wextra")
 

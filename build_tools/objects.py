@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,8 +83,11 @@ def _compile(command, target, recipe):
     target.parent.mkdir(parents=True, exist_ok=True)
     # Of its own name and renamed when complete: neither an interruption nor a second build leaves half an object.
     partial = Path(f"{target}.{os.getpid()}")
+    started = time.time_ns()
     try:
         run([*command, "-o", str(partial)], f"compiling {target.stem} failed")
+        # As old as its inputs were read: a source edited meanwhile is newer than the object.
+        os.utime(partial, ns=(started, started))
         _recipe_file(target).write_text(recipe)
         partial.replace(target)
     finally:

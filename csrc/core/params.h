@@ -16,9 +16,14 @@ struct View {
   DType dtype;
 };
 
-// The batch is cut into units and every unit into pieces of at most kPieceTokens tokens of one row, by B and T alone:
-// the order of all additions, and so every bit of the result, is the same for any number of threads.
-constexpr int64_t kPieceTokens = 4096;
+// How an engine cuts the batch: into pieces of at most `piece_tokens` tokens of one row, and into units that are worked on
+// independently. By B and T alone, so that the order of all additions, and every bit of the result, is the same from run to
+// run and for any number of threads.
+struct Tiling {
+  int64_t piece_tokens;
+  int64_t pieces_per_row;  // at least 1, so that a row of width 0 has its (empty) sums
+  int64_t units;
+};
 
 // What a piece adds to its row.
 struct RowSums {
@@ -32,26 +37,19 @@ struct LossParams {
   View rollout_is_weights;  // data is null when there are none
   LossHyper<double> hyper;
   Aggregation aggregation;
+  Tiling tiling;
 
   // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
   void* dlogp;  // [B, T] of S, contiguous: d loss / d log_prob before row_scale; null when no gradient is wanted
-  RowSums* pieces;            // [B, pieces_per_row]
-  StatSums<double>* units;    // [units]
+  RowSums* pieces;          // [B, tiling.pieces_per_row]
+  StatSums<double>* units;  // [tiling.units]
   // Outputs of the finishing step.
   double* row_scale;  // [B]
   double* stats;      // [kNumStats]
   void* loss;         // one S
 };
 
-MASPO_HD int64_t pieces_per_row(int64_t cols) { return cols > kPieceTokens ? (cols + kPieceTokens - 1) / kPieceTokens : 1; }
-
-// Short rows share a unit, so that a unit is worth its overhead; long rows are cut, one piece a unit.
-MASPO_HD int64_t rows_per_unit(int64_t cols) { return cols >= kPieceTokens ? 1 : kPieceTokens / (cols > 0 ? cols : 1); }
-
-MASPO_HD int64_t num_units(int64_t rows, int64_t cols) {
-  const int64_t per_unit = rows_per_unit(cols);
-  return (rows + per_unit - 1) / per_unit * pieces_per_row(cols);
-}
+MASPO_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class S>
 MASPO_HD LossHyper<S> hyper_as(const LossHyper<double>& h) {

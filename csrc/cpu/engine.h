@@ -5,7 +5,20 @@
 
 namespace maspo {
 
-// The forward pass over one unit (see num_units). Units are independent of each other.
+// Short rows share a unit, so that a unit is worth its overhead; long rows are cut, one piece a unit.
+constexpr int64_t kCpuPieceTokens = 4096;
+
+inline int64_t rows_per_unit(int64_t cols) {
+  if (cols == 0) return kCpuPieceTokens;
+  return cols >= kCpuPieceTokens ? 1 : kCpuPieceTokens / cols;
+}
+
+inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
+  const int64_t pieces = cols > kCpuPieceTokens ? ceil_div(cols, kCpuPieceTokens) : 1;
+  return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
+}
+
+// The forward pass over one unit. Units are independent of each other.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 
 struct CpuKernels {

@@ -17,7 +17,7 @@ void scale_rows(const S* dlogp, const double* row_scale, double grad_loss, T* gr
 }  // namespace
 
 void finish_forward_cpu(const LossParams& p, bool is_double) {
-  const int64_t pieces = pieces_per_row(p.cols);
+  const int64_t pieces = p.tiling.pieces_per_row;
   RowCounts batch = {0.0, 0.0};
   for (int64_t row = 0; row < p.rows; ++row) {
     // The row's sums gather in its first piece.
@@ -36,7 +36,7 @@ void finish_forward_cpu(const LossParams& p, bool is_double) {
     loss += p.row_scale[row] * sums.loss;
   }
   StatSums<double> total = no_sums<double>();
-  for (int64_t unit = 0; unit < num_units(p.rows, p.cols); ++unit) add_sums(total, p.units[unit]);
+  for (int64_t unit = 0; unit < p.tiling.units; ++unit) add_sums(total, p.units[unit]);
   finish_stats(total, p.stats);
   if (is_double) {
     *static_cast<double*>(p.loss) = loss;

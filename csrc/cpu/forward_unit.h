@@ -2,6 +2,7 @@
 // exp_of for its vectors first.
 #pragma once
 
+#include "cpu/engine.h"
 #include "cpu/load.h"
 #include "cpu/vec.h"
 
@@ -100,12 +101,14 @@ template <class V>
 void forward_unit(const LossParams& p, int64_t unit) {
   using S = scalar_t<V>;
   const LossHyper<S> h = hyper_as<S>(p.hyper);
-  const int64_t pieces = pieces_per_row(p.cols);
-  const int64_t first_row = unit / pieces * rows_per_unit(p.cols);
-  const int64_t last_row = first_row + rows_per_unit(p.cols) < p.rows ? first_row + rows_per_unit(p.cols) : p.rows;
+  const Tiling& tiling = p.tiling;
+  const int64_t pieces = tiling.pieces_per_row;
+  const int64_t rows = rows_per_unit(p.cols);
+  const int64_t first_row = unit / pieces * rows;
+  const int64_t last_row = first_row + rows < p.rows ? first_row + rows : p.rows;
   const int64_t piece = unit % pieces;
-  const int64_t first_col = piece * kPieceTokens;
-  const int64_t last_col = first_col + kPieceTokens < p.cols ? first_col + kPieceTokens : p.cols;
+  const int64_t first_col = piece * tiling.piece_tokens;
+  const int64_t last_col = first_col + tiling.piece_tokens < p.cols ? first_col + tiling.piece_tokens : p.cols;
 
   Run<S> buffer = {};
   StatSums<double> sums = no_sums<double>();

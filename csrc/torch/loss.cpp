@@ -1,15 +1,16 @@
 // maspo::loss_forward and maspo::loss_backward: memory-safety checks, allocation, the way to an engine.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <optional>
 #include <tuple>
 
 #include "cpu/engine.h"
+#include "torch/cpu_choice.h"
 #include "torch/tensors.h"
 #if defined(MASPO_WITH_CUDA)
+#include <torch/csrc/stable/accelerator.h>
+
 #include "cuda/engine.h"
 #include "torch/cuda_stream.h"
 #endif
@@ -28,7 +29,7 @@ struct Outputs {
   Tensor loss, stats, dlogp, row_scale, pieces, units;
 };
 
-// Everything the pass writes, on log_prob's device. `params` must hold the shape already.
+// Everything the pass writes, on log_prob's device. `params` must hold shape and tiling already.
 Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   const ScalarType type = arithmetic_type(params.log_prob.dtype);
   const auto doubles = [&](std::initializer_list<int64_t> size) {
@@ -39,8 +40,8 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
               doubles({kNumStats}),
               torch::stable::new_empty(log_prob, {need_grad ? params.rows : 0, params.cols}, type),
               doubles({params.rows}),
-              doubles({params.rows, pieces_per_row(params.cols), 2}),
-              doubles({num_units(params.rows, params.cols), kDoublesPerUnit})};
+              doubles({params.rows, params.tiling.pieces_per_row, 2}),
+              doubles({params.tiling.units, kDoublesPerUnit})};
   params.loss = out.loss.mutable_data_ptr();
   params.stats = static_cast<double*>(out.stats.mutable_data_ptr());
   params.dlogp = need_grad ? out.dlogp.mutable_data_ptr() : nullptr;
@@ -50,23 +51,11 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   return out;
 }
 
-// MASPO_CPU_ISA=plain|avx2|avx512 overrides the choice, for tests and for reports of differing results.
-const CpuKernels& chosen_cpu_kernels() {
-  static const CpuKernels* chosen = [] {
-    const char* requested = std::getenv("MASPO_CPU_ISA");
-    const CpuKernels* kernels = cpu_kernels(requested);
-    STD_TORCH_CHECK(kernels != nullptr, "maspo: MASPO_CPU_ISA=", requested ? requested : "",
-                    " is not available on this machine; expected plain, avx2 or avx512; unset it to let the machine decide");
-    return kernels;
-  }();
-  return *chosen;
-}
-
 void forward_cpu(const LossParams& params) {
   const bool is_double = params.log_prob.dtype == kFloat64;
   const CpuKernels& kernels = chosen_cpu_kernels();
   const ForwardUnit forward = is_double ? kernels.forward_double : kernels.forward_float;
-  torch::stable::parallel_for(0, num_units(params.rows, params.cols), 1, [&](int64_t first, int64_t last) {
+  torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit) forward(params, unit);
   });
   finish_forward_cpu(params, is_double);
@@ -106,14 +95,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
                         static_cast<double>(global_batch_size.value_or(-1)), static_cast<double>(dp_size),
                         loss_scale_factor.value_or(static_cast<double>(params.cols))};
 
-  Outputs out = allocate(log_prob, need_grad, params);
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
-    const CudaPlace place = current_cuda_place(log_prob);
-    check_cuda(forward_cuda(params, place), "loss_forward");
+    const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
+    params.tiling = cuda_tiling(params.rows, params.cols);
+    Outputs out = allocate(log_prob, need_grad, params);
+    check_cuda(forward_cuda(params, current_cuda_place(log_prob)), "loss_forward");
     return {out.loss, out.stats, out.dlogp, out.row_scale};
   }
 #endif
+  params.tiling = cpu_tiling(params.rows, params.cols);
+  Outputs out = allocate(log_prob, need_grad, params);
   forward_cpu(params);
   return {out.loss, out.stats, out.dlogp, out.row_scale};
 }
@@ -133,9 +125,9 @@ Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarTyp
   const double* scales = static_cast<const double*>(row_scale.const_data_ptr());
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
-    const CudaPlace place = current_cuda_place(dlogp);
+    const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());
     check_cuda(backward_cuda(dlogp.const_data_ptr(), scales, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
-                             rows, cols, place),
+                             rows, cols, current_cuda_place(dlogp)),
                "loss_backward");
     return grad;
   }

@@ -4,7 +4,8 @@
 //                         arguments and calls the two below.
 //   maspo::loss_forward   one pass: loss, statistics, and d loss / d log_prob short of a scale per row. Arguments as in
 //                         maspo::loss; checks only what memory safety needs, not the ranges of hyper-parameters.
-//   maspo::loss_backward  dlogp * row_scale * grad_loss in `dtype_of`'s dtype.
+//   maspo::loss_backward  dlogp * row_scale * grad_loss, rounded to `dtype`, that of log_prob.
+//   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
 #include <torch/csrc/stable/library.h>
 
 #define MASPO_LOSS_ARGUMENTS                                                                    \
@@ -20,5 +21,6 @@ STABLE_TORCH_LIBRARY(maspo, m) {
   m.def("loss(" MASPO_LOSS_ARGUMENTS ") -> (Tensor loss, Tensor stats)");
   m.def("loss_forward(" MASPO_LOSS_ARGUMENTS
         ", bool need_grad=True) -> (Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)");
+  m.def("cpu_isa() -> str");
   m.def("loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype) -> Tensor");
 }

@@ -17,11 +17,13 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """256 bytes and three special tokens; the turn end is the end token."""
+    """256 bytes, three role names and three special tokens; the turn end is the end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    # The role names as single tokens keep a tiny model's prompts short; all other text is bytes.
+    tokenizer.add_tokens([AddedToken(role, normalized=False) for role in ("system", "user", "assistant")])
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in (END_OF_TEXT, TURN_START, TURN_END)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

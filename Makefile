@@ -1,0 +1,85 @@
+# Everything a fresh machine needs: Python 3.10 to 3.12, a C++17 compiler, make, and a package index (pip's own configuration).
+
+PYTHON ?= python3
+MASPO_CUDA ?= auto
+RATIO_MODE ?= maspo
+ARGS ?=
+PYTEST_ARGS ?=
+TORCH_INDEX ?=
+export MASPO_CUDA
+
+VENV := .venv
+WHEEL_VENV := .venv-wheel
+LOCKS := requirements
+BUILD_FILES := setup.py pyproject.toml $(wildcard build_tools/*.py) $(shell find csrc -type d -o -type f)
+CONSTRAINT := --build-constraint $(LOCKS)/build.txt
+PIP := -m pip --disable-pip-version-check
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Variables:"
+	@echo "  RATIO_MODE=maspo|ppo   the loss that make train uses (now: $(RATIO_MODE))"
+	@echo "  ARGS='key=value ...'   further verl overrides for make train"
+	@echo "  PYTEST_ARGS='...'      make test runs pytest once, with these arguments"
+	@echo "  MASPO_CUDA=auto|0|1    build the CUDA code: if there is an nvcc, never, always (now: $(MASPO_CUDA))"
+	@echo "  PYTHON=python3.11      the Python that .venv is made with (now: $(PYTHON))"
+	@echo "  TORCH_INDEX=URL        a further package index for torch. On Linux, plain PyPI serves CUDA builds of gigabytes;"
+	@echo "                         PyTorch's own index for the CPU (https://download.pytorch.org/whl/cpu) serves small ones"
+	@echo "  MAX_JOBS=N             compilers at once (default: up to 4)"
+
+.PHONY: train
+train: $(VENV)/built ## train a tiny model with stock verl and MASPO, on the CPU, from set-up to plot
+	RATIO_MODE=$(RATIO_MODE) PYTHON=$(VENV)/bin/python bash examples/maspo_trainer/run_tiny_cpu.sh $(ARGS)
+
+.PHONY: test
+test: $(VENV)/built ## run all tests, the slow ones last
+ifeq ($(PYTEST_ARGS),)
+	$(VENV)/bin/pytest -m "not slow"
+	$(VENV)/bin/pytest -m slow
+else
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
+endif
+
+.PHONY: wheel
+wheel: $(VENV)/installed ## build dist/maspo_ext-*.whl: one wheel for Python 3.10+ and torch 2.11+
+	rm -f dist/maspo_ext-*.whl
+	$(VENV)/bin/python $(PIP) wheel . --no-deps --wheel-dir dist $(CONSTRAINT)
+
+.PHONY: test-wheel
+test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another torch (gigabytes where the index serves CUDA builds) and run the op's tests
+	$(WHEEL_VENV)/bin/python $(PIP) install --quiet --no-deps --force-reinstall dist/maspo_ext-*.whl
+	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op
+
+.PHONY: clean
+clean: ## remove what builds made; the environments stay (distclean removes them too)
+	rm -rf build dist *.egg-info .pytest_cache maspo_ext/_C.abi3.so maspo_ext/_build_info.py
+
+.PHONY: distclean
+distclean: clean
+	rm -rf $(VENV) $(WHEEL_VENV)
+
+# Stamps: each is touched only after all its commands succeeded.
+$(VENV)/installed: $(LOCKS)/cpu.txt $(LOCKS)/build.txt $(LOCKS)/install.py
+	$(PYTHON) $(LOCKS)/install.py $(VENV) $< $(TORCH_INDEX)
+	@touch $@
+
+$(WHEEL_VENV)/installed: $(LOCKS)/wheel-test.txt $(LOCKS)/build.txt $(LOCKS)/install.py
+	$(PYTHON) $(LOCKS)/install.py $(WHEEL_VENV) $< $(TORCH_INDEX)
+	@touch $@
+
+# The stamp gets the time before the build, so that a source edited during the build is seen by the next one.
+$(VENV)/built: $(VENV)/installed $(VENV)/options $(BUILD_FILES) $(if $(wildcard maspo_ext/_C.abi3.so),,FORCE)
+	@touch $@.next
+	$(VENV)/bin/python $(PIP) install --quiet --no-deps $(CONSTRAINT) -e .
+	@$(VENV)/bin/python -c 'import runpy; print(runpy.run_path("maspo_ext/_build_info.py")["BUILD"]["summary"])'
+	@mv $@.next $@
+
+# Rewritten only when an option differs from the last time.
+$(VENV)/options: FORCE | $(VENV)/installed
+	@echo 'MASPO_CUDA=$(MASPO_CUDA) CXX=$(CXX) CXXFLAGS=$(CXXFLAGS) LDFLAGS=$(LDFLAGS)' > $@.next
+	@cmp -s $@.next $@ || cp $@.next $@
+
+.PHONY: FORCE
+FORCE:
