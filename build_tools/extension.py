@@ -33,7 +33,14 @@ def commands(environ=os.environ):
         raise BuildError("this platform is not supported", expected="linux", got=sys.platform, remedy="build on Linux")
     mode, torch, nvcc = machine(environ)
     cuda = decide.build_cuda(mode, torch, nvcc)
-    return flags.Commands(flags.find_cxx(environ), flags.find_python_headers(), torch, nvcc if cuda else None, environ)
+    return flags.Commands(
+        flags.find_cxx(environ),
+        flags.find_python_headers(),
+        torch,
+        nvcc if cuda else None,
+        environ,
+        objects.max_jobs(environ),
+    )
 
 
 def build_info(made):
@@ -68,6 +75,6 @@ class BuildExtension(build_ext):
         folder = flags.ROOT / "build" / ("objects-cuda" if made.nvcc else "objects-cpu")
         toolchain = f"torch {made.torch.version}, nvcc {made.nvcc and made.nvcc.version}"
         files = objects.compile_all(
-            made.sources(), made.compile, folder, csrc=flags.CSRC, toolchain=toolchain, jobs=objects.max_jobs()
+            made.sources(), made.compile, folder, csrc=flags.CSRC, toolchain=toolchain, jobs=made.jobs
         )
         objects.run(made.link(files, library), "linking failed")

@@ -24,6 +24,9 @@ CUDA_DEFINITION = "MASPO_WITH_CUDA"
 TORCH_LIBRARIES = ("torch_cpu",)  # exports the stable ABI, in a CPU and in a CUDA build of torch
 CUDART_LIBRARIES = ("cudart_static", "dl", "rt", "pthread")
 WARNINGS = ("-Wall", "-Wextra")
+# The static CUDA runtime's symbols stay our own: torch has another runtime in the same process.
+LINK_OPTIONS = ("-Wl,--exclude-libs,ALL",)
+RPATH = "$ORIGIN/../torch/lib"  # beside the installed package; where that is not so, `import torch` comes first anyway
 
 
 def archs():
@@ -74,6 +77,7 @@ class Commands:
     torch: torch_headers.Torch
     nvcc: Nvcc | None
     environ: dict
+    jobs: int = 1
 
     def sources(self):
         """Every source of this build; a new file needs no registration."""
@@ -95,20 +99,20 @@ class Commands:
         ]  # fmt: skip
 
     def _nvcc(self, source):
+        # -ccbin takes one program: the last word of, say, "ccache g++".
         host = ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS])
         return [
-            str(self.nvcc.path), "-ccbin", self.cxx[-1], f"-std={CXX_STANDARD}", "-O3", *gencode(), "-cudart", "static",
-            f"-D{CUDA_DEFINITION}=1", "-Xcompiler", host, f"-I{CSRC}", "-c", str(source),
+            str(self.nvcc.path), "-ccbin", self.cxx[-1], f"-std={CXX_STANDARD}", "-O3", *gencode(),
+            f"--threads={self.jobs}", "-cudart", "static", f"-D{CUDA_DEFINITION}=1", "-Xcompiler", host,
+            f"-I{CSRC}", "-c", str(source),
         ]  # fmt: skip
 
     def link(self, objects, library):
-        """The command that makes the Python module. Its torch is found by soname: `import torch` has loaded it before."""
+        """The command that makes the Python module. Python's own symbols come from the interpreter that loads it."""
         cudart = [f"-L{self.nvcc.cudart_dir}", *_l(CUDART_LIBRARIES)] if self.nvcc else []
         return [
             *self.cxx, "-shared", *map(str, objects), "-o", str(library),
-            f"-L{self.torch.lib}", "-Wl,--as-needed", *_l(TORCH_LIBRARIES), *cudart,
-            # The static CUDA runtime stays our own: torch has another one in the same process.
-            "-Wl,--exclude-libs,ALL", "-Wl,-rpath,$ORIGIN/../torch/lib",
+            f"-L{self.torch.lib}", *_l(TORCH_LIBRARIES), *cudart, *LINK_OPTIONS, f"-Wl,-rpath,{RPATH}",
             *shlex.split(self.environ.get("LDFLAGS", "")),
         ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from build_tools.torch_headers import site_dirs
 OLDEST = (12, 8)  # the first nvcc that knows sm_100
 # A set of packages that fit each other; nvcc's package alone pulls parts of a newer toolkit and then fails.
 REQUIREMENT = "cuda-toolkit[nvcc,cudart]==13.0.*"
+USUAL = Path("/usr/local/cuda/bin/nvcc")
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Nvcc:
 
 def find_nvcc(environ=os.environ, dirs=None):
     """$CUDA_HOME first, then the PATH, the usual place, and the package index's nvcc; None if there is none."""
-    candidates = [Path(environ[name], "bin", "nvcc") for name in ("CUDA_HOME",) if environ.get(name)]
+    candidates = [Path(environ["CUDA_HOME"], "bin", "nvcc")] if environ.get("CUDA_HOME") else []
     on_path = shutil.which("nvcc", path=environ.get("PATH", ""))
     candidates += [Path(on_path)] if on_path else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    candidates.append(USUAL)
     for folder in site_dirs() if dirs is None else dirs:
         candidates += sorted(folder.glob("nvidia/cu*/bin/nvcc"), reverse=True)
     for path in candidates:

@@ -68,7 +68,7 @@ MASPO_HD void finish_stats(const StatSums<double>& s, double* stats) {
   const double per_token = tokens == 0 ? 0.0 : 1.0 / tokens;
   const double open_gate = tokens == 0 ? 0.0 : 1.0;
   stats[kStatClipfrac] = s.sum[kClip] * per_token;
-  stats[kStatKl] = -s.sum[kLogRatio] * per_token;
+  stats[kStatKl] = (0.0 - s.sum[kLogRatio]) * per_token;  // not -x: an on-policy batch has KL 0, not -0
   stats[kStatClipfracLower] = s.sum[kClipLower] * per_token;
   stats[kStatGateMeanPos] = s.sum[kGatedPos] == 0 ? open_gate : s.sum[kGatePos] / s.sum[kGatedPos];
   stats[kStatGateMeanNeg] = s.sum[kGatedNeg] == 0 ? open_gate : s.sum[kGateNeg] / s.sum[kGatedNeg];

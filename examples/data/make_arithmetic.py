@@ -1,7 +1,7 @@
 """Make an arithmetic task in verl's parquet schema: train and held-out prompts, answers checked by exact match.
 
-Every problem ``a+b`` with operands below ``--max-operand`` goes to exactly one of the two files, so the prompts of
-``test.parquet`` are never seen in training.
+The problems are sums of two-digit numbers, ``a+b`` with operands from 10 to 49, so that every sum has two digits too. Each
+goes to exactly one of the two files: the prompts of ``test.parquet`` are never seen in training.
 
     python examples/data/make_arithmetic.py --out outputs/train/data
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 DATA_SOURCE = "maspo/arithmetic"
+OPERANDS = range(10, 50)
 
 
 def make_row(a: int, b: int, split: str, index: int) -> dict:
@@ -26,13 +27,13 @@ def make_row(a: int, b: int, split: str, index: int) -> dict:
     }
 
 
-def make_splits(max_operand: int, test_size: int, seed: int) -> dict[str, list[dict]]:
+def make_splits(test_size: int, seed: int) -> dict[str, list[dict]]:
     """All problems in random order, the first ``test_size`` of them held out."""
-    problems = [(a, b) for a in range(max_operand) for b in range(max_operand)]
+    problems = [(a, b) for a in OPERANDS for b in OPERANDS]
     if not 0 < test_size < len(problems):
         raise ValueError(
-            f"test_size: expected 1 to {len(problems) - 1} ({len(problems)} problems with max_operand={max_operand}), "
-            f"got {test_size}; choose a smaller --test-size or a larger --max-operand."
+            f"test_size: expected 1 to {len(problems) - 1} (there are {len(problems)} problems), got {test_size}; "
+            "choose another --test-size."
         )
     random.Random(seed).shuffle(problems)
     parts = {"test": problems[:test_size], "train": problems[test_size:]}
@@ -44,13 +45,12 @@ def make_splits(max_operand: int, test_size: int, seed: int) -> dict[str, list[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
-    parser.add_argument("--max-operand", type=int, default=50, help="operands are below this number")
     parser.add_argument("--test-size", type=int, default=200, help="number of held-out problems")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for split, rows in make_splits(args.max_operand, args.test_size, args.seed).items():
+    for split, rows in make_splits(args.test_size, args.seed).items():
         path = args.out / f"{split}.parquet"
         pd.DataFrame(rows).to_parquet(path)
         print(f"{path}: {len(rows)} prompts")

@@ -25,7 +25,7 @@ class CPUDeviceModule(ModuleType):
 
     @staticmethod
     def get_device_name(device=None) -> str:
-        return "CPU"  # not in verl's table of FLOPS, so that the MFU metric is 0 instead of wrong
+        return "CPU"  # the name that verl's table of FLOPS has for it
 
     @staticmethod
     def set_device(device) -> None:

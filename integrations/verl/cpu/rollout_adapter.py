@@ -1,7 +1,7 @@
 """Trainer side of the CPU rollout: lives in each training worker and pushes its weights to the replica's server."""
 
 import ray
-import torch
+from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.rollout.base import BaseRollout
 
 from .rollout_replica import server_name
@@ -25,19 +25,11 @@ class CPUServerAdapter(BaseRollout):
             )
         if kwargs.get("peft_config") is not None:
             raise NotImplementedError(
-                "The CPU rollout loads full weights; with LoRA set actor_rollout_ref.model.lora.merge=True."
+                "peft_config: the CPU rollout loads full weights, got LoRA adapters; "
+                "set actor_rollout_ref.model.lora.merge=True."
             )
-        dtype = _dtype(self.config.dtype)
-        # Every rank iterates: gathering a sharded tensor is a collective.
+        dtype = PrecisionType.to_dtype(self.config.dtype)
+        # Every rank iterates, because gathering a sharded tensor is a collective.
         full = {name: tensor.detach().to(dtype=dtype, copy=True) for name, tensor in weights}
-        server = ray.get_actor(server_name(self._replica_rank()))
+        server = ray.get_actor(server_name(self.device_mesh["dp"].get_local_rank()))
         await server.update_weights.remote(full, global_steps)
-
-    def _replica_rank(self) -> int:
-        return self.device_mesh["dp"].get_local_rank()
-
-
-def _dtype(name: str) -> torch.dtype:
-    from verl.utils.torch_dtypes import PrecisionType
-
-    return PrecisionType.to_dtype(name)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What every run in this folder shares: stock verl's main_ppo with GRPO advantages and the MASPO loss.
+# Overrides given as arguments come last and win.
+#
+#   RATIO_MODE  maspo (default), or ppo for verl's own loss
+#   PYTHON      the interpreter of the environment with verl and maspo_ext (default: python3)
+set -euo pipefail
+
+exec "${PYTHON:-python3}" -m verl.trainer.main_ppo \
+    algorithm.adv_estimator=grpo \
+    algorithm.use_kl_in_reward=False \
+    actor_rollout_ref.actor.use_kl_loss=False \
+    actor_rollout_ref.actor.policy_loss.ratio_clip.ratio_mode="${RATIO_MODE:-maspo}" \
+    actor_rollout_ref.actor.policy_loss.ratio_clip.maspo_sigma_base=1.0 \
+    actor_rollout_ref.actor.policy_loss.ratio_clip.maspo_alpha=0.3 \
+    actor_rollout_ref.actor.policy_loss.ratio_clip.maspo_beta_pos=0.03 \
+    actor_rollout_ref.actor.policy_loss.ratio_clip.maspo_beta_neg=0.03 \
+    "$@"

@@ -1,0 +1,112 @@
+"""The statistics: names, order, values."""
+
+import math
+
+import pytest
+import torch
+
+import maspo_ext
+
+from .cases import converted, op, random_batch, reference, run
+
+NAMES = [
+    "actor/pg_clipfrac",
+    "actor/ppo_kl",
+    "actor/pg_clipfrac_lower",
+    "actor/maspo_gate_mean_pos",
+    "actor/maspo_gate_mean_neg",
+    "actor/maspo_gated_frac_pos",
+    "actor/maspo_gated_frac_neg",
+    "actor/maspo_sigma_mean",
+    "actor/ratio_min",
+    "actor/ratio_mean",
+    "actor/ratio_max",
+    "actor/log_ratio_clamped_frac",
+    "actor/nonfinite_count",
+]
+
+
+def stats_of(batch, function=op, **keywords):
+    return maspo_ext.PolicyLossStats(function(**batch, **keywords)[1]).to_dict()
+
+
+def test_to_dict_has_all_names_in_order_and_python_floats(device):
+    output = maspo_ext.policy_loss(**random_batch(3, 5, device=device))
+    assert output.stats.tensor.dtype == torch.float64 and output.stats.tensor.device == output.loss.device
+    stats = output.stats.to_dict()
+    assert list(stats) == NAMES == list(maspo_ext.STAT_NAMES)
+    assert all(type(value) is float for value in stats.values())
+    assert list(stats.values()) == output.stats.tensor.tolist()
+
+
+# (log_prob - old, A, mask) of six tokens with old = 0 and the default hyper-parameters; the last is masked.
+TOKENS = [(math.log(1.5), 1.0, 1), (math.log(0.5), -1.0, 1), (math.log(4.0), -1.0, 1), (21.0, -2.0, 1), (0.1, 0.0, 2), (9.0, 9.0, 0)]
+WEIGHT = 6.0  # sum of the mask: the fifth token counts twice
+RATIOS = [1.5, 0.5, 4.0, math.exp(20), math.exp(0.1)]
+BY_HAND = {
+    "actor/pg_clipfrac": 2 / WEIGHT,
+    "actor/ppo_kl": -(math.log(1.5) + math.log(0.5) + math.log(4.0) + 20 + 2 * 0.1) / WEIGHT,
+    "actor/pg_clipfrac_lower": 2 / WEIGHT,
+    "actor/maspo_gate_mean_pos": math.exp(-(0.5**2) / 2 / 1.03**2),
+    "actor/maspo_gate_mean_neg": math.exp(-(0.5**2) / 2 * 1.03**2),
+    "actor/maspo_gated_frac_pos": 1 / WEIGHT,
+    "actor/maspo_gated_frac_neg": 1 / WEIGHT,
+    "actor/maspo_sigma_mean": (1.03 + 2 / 1.03 + 1 / 1.06 + 2) / WEIGHT,
+    "actor/ratio_min": 0.5,
+    "actor/ratio_mean": (sum(RATIOS) + RATIOS[-1]) / WEIGHT,
+    "actor/ratio_max": math.exp(20),
+    "actor/log_ratio_clamped_frac": 1 / WEIGHT,
+    "actor/nonfinite_count": 0.0,
+}
+
+
+@pytest.mark.parametrize("function", [op, reference], ids=["op", "reference"])
+@pytest.mark.parametrize("dtype, rel", [(torch.float64, 1e-14), (torch.float32, 1e-6)], ids=str)
+def test_by_hand(dtype, rel, function, device):
+    values = torch.tensor([TOKENS], dtype=torch.float64, device=device).to(dtype)
+    batch = {"log_prob": values[..., 0], "old_log_prob": 0 * values[..., 0], "advantages": values[..., 1], "response_mask": values[..., 2]}
+    assert stats_of(batch, function) == pytest.approx(BY_HAND, rel=rel)
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (3, 5000), (300, 3)], ids=str)
+@pytest.mark.parametrize("hyper", [{}, {"clip_ratio_low": 0.4, "clip_ratio_high": 0.9, "clip_ratio_c": 1.5}, {"alpha": 0.0, "beta_neg": 0.5}], ids=str)
+@pytest.mark.parametrize("dtype, rel", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-5)], ids=str)
+def test_like_the_reference(dtype, rel, hyper, shape, device):
+    batch = random_batch(*shape, dtype=dtype, device=device, spread=2.0)
+    batch["log_prob"][:, 0] += 30  # some are clamped
+    batch["old_log_prob"][-1, -1], batch["response_mask"][-1, -1] = -torch.inf, True
+    stats = stats_of(batch, **hyper)
+    arithmetic = converted(batch, torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = stats_of(converted(arithmetic, torch.float64), reference, **hyper)
+    assert all(value != 0 and not math.isnan(value) for value in expected.values())
+    assert stats == pytest.approx(expected, rel=rel)
+
+
+@pytest.mark.parametrize("agg", [{"loss_agg_mode": "seq-mean-token-mean"}, {"dp_size": 4, "batch_num_tokens": 999}, {"gate_gradient": True}], ids=str)
+def test_statistics_do_not_depend_on_aggregation_or_weights(agg, device):
+    batch = random_batch(5, 40, device=device)
+    expected = run(batch).stats
+    assert torch.equal(run(batch, **agg).stats, expected)
+    del batch["rollout_is_weights"]
+    assert torch.equal(run(batch).stats, expected)
+
+
+def test_nan_is_skipped_by_ratio_min_and_max_and_seen_in_the_means(device):
+    batch = random_batch(5, 40, device=device)
+    batch["log_prob"][2, 3], batch["response_mask"][2, 3] = torch.nan, True
+    stats = stats_of(batch)
+    ratio = (batch["log_prob"] - batch["old_log_prob"]).exp()
+    seen = ratio[(batch["response_mask"] != 0) & ~ratio.isnan()]
+    assert stats["actor/ratio_min"] == pytest.approx(float(seen.min()), rel=1e-14)
+    assert stats["actor/ratio_max"] == pytest.approx(float(seen.max()), rel=1e-14)
+    assert math.isnan(stats["actor/ratio_mean"]) and math.isnan(stats["actor/ppo_kl"])
+    assert stats["actor/nonfinite_count"] == 1.0
+
+
+def test_gates_are_open_where_nothing_is_gated(device):
+    batch = random_batch(5, 40, device=device)
+    batch["log_prob"] = batch["old_log_prob"]
+    stats = stats_of(batch)
+    assert stats["actor/maspo_gate_mean_pos"] == stats["actor/maspo_gate_mean_neg"] == 1.0
+    assert stats["actor/ratio_min"] == stats["actor/ratio_mean"] == stats["actor/ratio_max"] == 1.0
+    assert stats["actor/maspo_gated_frac_pos"] == stats["actor/maspo_gated_frac_neg"] == 0.0
