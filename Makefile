@@ -25,8 +25,8 @@ help: ## this list
 	@echo "  PYTEST_ARGS='...'      make test runs pytest once, with these arguments"
 	@echo "  MASPO_CUDA=auto|0|1    build the CUDA code: if there is an nvcc, never, always (now: $(MASPO_CUDA))"
 	@echo "  PYTHON=python3.11      the Python that .venv is made with (now: $(PYTHON))"
-	@echo "  TORCH_INDEX=URL        a further package index for torch. On Linux, plain PyPI serves CUDA builds of gigabytes;"
-	@echo "                         PyTorch's own index for the CPU (https://download.pytorch.org/whl/cpu) serves small ones"
+	@echo "  TORCH_INDEX=URL        a further package index for torch. On Linux, plain PyPI serves CUDA builds of gigabytes; the CPU"
+	@echo "                         index, whose URL the install page of pytorch.org gives, serves small ones"
 	@echo "  MAX_JOBS=N             compilers at once (default: up to 4)"
 
 .PHONY: train

@@ -42,12 +42,14 @@ from build_tools import decide, extension, flags  # noqa: E402
 
 def get_requires_for_build_wheel(config_settings=None):
     """Asked by pip before it builds a wheel."""
-    return build_meta.get_requires_for_build_wheel(config_settings) + decide.requirements(*extension.machine())
+    ours = decide.requirements(*extension.machine())  # first: its errors need no log of setuptools above them
+    return build_meta.get_requires_for_build_wheel(config_settings) + ours
 
 
 def get_requires_for_build_editable(config_settings=None):
     """Asked by pip before an editable install."""
-    return build_meta.get_requires_for_build_editable(config_settings) + decide.requirements(*extension.machine())
+    ours = decide.requirements(*extension.machine())  # first: its errors need no log of setuptools above them
+    return build_meta.get_requires_for_build_editable(config_settings) + ours
 
 
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):

@@ -30,7 +30,10 @@ def check_number(name: str, value: Any, expected: str, ok: bool, remedy: str) ->
     """Raise TypeError if ``value`` is no finite real number, ValueError if it is one and not ``ok``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(_message(name, f"a number, {expected}", f"{value!r} ({type(value).__name__})", remedy))
-    if not ok or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
+        expected += " and finite"
+        ok = False
+    if not ok:
         raise ValueError(_message(name, expected, repr(value), remedy))
 
 
@@ -77,6 +80,14 @@ def check_clip_ratios(clip_ratio_low: float, clip_ratio_high: float, clip_ratio_
     )
 
 
+def check_agg_mode(loss_agg_mode: str) -> None:
+    """The name of the aggregation mode."""
+    if loss_agg_mode not in LOSS_AGG_MODES:
+        raise ValueError(
+            _message("loss_agg_mode", f"one of {', '.join(LOSS_AGG_MODES)}", repr(loss_agg_mode), "Choose one of verl's five modes.")
+        )
+
+
 def check_aggregation(
     loss_agg_mode: str,
     dp_size: int,
@@ -85,10 +96,7 @@ def check_aggregation(
     loss_scale_factor: float | None,
 ) -> None:
     """The aggregation mode and the counts it divides by."""
-    if loss_agg_mode not in LOSS_AGG_MODES:
-        raise ValueError(
-            _message("loss_agg_mode", f"one of {', '.join(LOSS_AGG_MODES)}", repr(loss_agg_mode), "Choose one of verl's five modes.")
-        )
+    check_agg_mode(loss_agg_mode)
     check_positive("dp_size", dp_size, "It is the number of data-parallel ranks whose gradients are averaged.")
     for name, count in (("batch_num_tokens", batch_num_tokens), ("global_batch_size", global_batch_size)):
         if count is not None:

@@ -61,7 +61,7 @@ def config_for(ratio_mode: str, config: Any, hyper: dict[str, Any]) -> MaspoConf
     Raises:
         TypeError, ValueError: unknown mode or keyword, both forms at once, or a config of another mode.
     """
-    if ratio_mode not in RATIO_MODES:
+    if not isinstance(ratio_mode, str) or ratio_mode not in RATIO_MODES:
         raise ValueError(
             f"maspo_ext: ratio_mode: expected one of {', '.join(RATIO_MODES)}, got {ratio_mode!r}. Choose one of these."
         )

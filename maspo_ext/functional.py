@@ -52,7 +52,8 @@ def policy_loss(
         loss_agg_mode: ``token-mean``, ``token-sum``, ``seq-mean-token-sum``, ``seq-mean-token-mean`` or
             ``seq-mean-token-sum-norm``, as in verl 0.9.1.
         dp_size: number of data-parallel ranks over which the trainer averages gradients.
-        batch_num_tokens: unmasked tokens of the global batch (all ranks and micro-batches); None: of this call.
+        batch_num_tokens: unmasked tokens of the global batch (all ranks and micro-batches); None: of this call. A 0 is taken
+            for an empty batch: with unmasked tokens in this call the loss is infinite.
         global_batch_size: sequences of the global batch; None: those of this call with an unmasked token.
         loss_scale_factor: divisor of ``seq-mean-token-sum-norm``; None: T.
         **hyper: fields of the config class, if ``config`` is None.

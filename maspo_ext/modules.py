@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from maspo_ext import checks
 from maspo_ext.config import MaspoConfig, config_for
 from maspo_ext.functional import PolicyLossOutput, policy_loss
 
@@ -26,6 +27,7 @@ class PolicyLoss(torch.nn.Module):
         super().__init__()
         self.ratio_mode = ratio_mode
         self.config = config_for(ratio_mode, config, hyper)
+        checks.check_agg_mode(loss_agg_mode)
         self.loss_agg_mode = loss_agg_mode
 
     def forward(

@@ -6,6 +6,7 @@ Schemas and defaults: ``csrc/torch/schemas.cpp``. Importing this module register
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 from torch.library import Library, register_fake
 
 from maspo_ext import checks
@@ -100,6 +101,12 @@ def _loss(
         "clip_ratio_high": clip_ratio_high,
         "clip_ratio_c": clip_ratio_c,
     }
+    if forward_ad.unpack_dual(log_prob).tangent is not None:
+        # Without this, the tangent would be dropped in silence.
+        raise NotImplementedError(
+            "maspo_ext: torch.ops.maspo.loss has no forward-mode derivative: expected a log_prob without a tangent, got a dual "
+            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.maspo_loss."
+        )
     if torch.is_grad_enabled() and log_prob.requires_grad:
         return _Loss.apply(log_prob, old_log_prob, advantages, response_mask, keywords)
     return torch.ops.maspo.loss_forward(log_prob, old_log_prob, advantages, response_mask, **keywords, need_grad=False)[:2]

@@ -41,7 +41,8 @@ def aggregate(
         scale = scale / row_tokens
     elif loss_agg_mode == "seq-mean-token-sum-norm":
         scale = scale / (loss_scale_factor or mask.shape[-1])
-    return torch.where(row_tokens > 0, row_loss * torch.where(row_tokens > 0, scale, 0), 0).sum()
+    empty = row_tokens <= 0  # and not `~(row_tokens > 0)`: a NaN in a float mask must be seen
+    return torch.where(empty, 0, row_loss * torch.where(empty, 0, scale)).sum()
 
 
 def maspo_loss(
@@ -72,17 +73,19 @@ def maspo_loss(
 
     Source: MASPO, arXiv 2602.17550; ``compute_policy_loss`` (ratio_mode "maspo") of the authors' verl fork.
     """
-    valid = response_mask != 0
     dtype = torch.float64 if log_prob.dtype == torch.float64 else torch.float32
+    mask = response_mask.to(dtype)
+    valid = mask != 0
 
     def unmasked(value: Tensor, otherwise: float) -> Tensor:
         return torch.where(valid, _column(value).to(dtype), otherwise)
 
-    mask = response_mask.to(dtype)
     new, old, adv = unmasked(log_prob, 0.0), unmasked(old_log_prob, 0.0), unmasked(advantages, 0.0)
     is_weights = torch.ones_like(mask) if rollout_is_weights is None else unmasked(rollout_is_weights, 1.0)
 
-    log_ratio = (new - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    difference = new - old
+    # Not torch.clamp: whether its gradient passes exactly at a bound depends on the version of torch. Here it passes.
+    log_ratio = torch.where(difference.abs() > MAX_LOG_RATIO, difference.detach().sign() * MAX_LOG_RATIO, difference)
     ratio = log_ratio.exp()
     mass = (sigma_base * (-alpha * old.clamp(min=torch.finfo(dtype).min)).exp()).clamp(sigma_base, sigma_high)
     risk = torch.where(adv > 0, 1 + beta_pos * adv, 1 / (1 - beta_neg * adv))
@@ -119,7 +122,7 @@ def maspo_loss(
             "actor/ratio_min": seen.min() if seen.numel() else tokens.new_zeros(()),
             "actor/ratio_mean": mean(ratio),
             "actor/ratio_max": seen.max() if seen.numel() else tokens.new_zeros(()),
-            "actor/log_ratio_clamped_frac": mean(~((new - old).abs() <= MAX_LOG_RATIO)),
+            "actor/log_ratio_clamped_frac": mean(~(difference.abs() <= MAX_LOG_RATIO)),
             "actor/nonfinite_count": (nonfinite & valid).sum(dtype=torch.float64),
         }
         return loss, torch.stack([stats[name] for name in STAT_NAMES])

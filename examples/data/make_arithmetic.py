@@ -1,7 +1,7 @@
 """Make an arithmetic task in verl's parquet schema: train and held-out prompts, answers checked by exact match.
 
-The problems are sums of two-digit numbers, ``a+b`` with operands from 10 to 49, so that every sum has two digits too. Each
-goes to exactly one of the two files: the prompts of ``test.parquet`` are never seen in training.
+The problems are sums of two-digit numbers, ``a+b`` with operands from 10 to 39, so that every sum has two digits too.
+Each goes to exactly one of the two files: the prompts of ``test.parquet`` are never seen in training.
 
     python examples/data/make_arithmetic.py --out outputs/train/data
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 DATA_SOURCE = "maspo/arithmetic"
-OPERANDS = range(10, 50)
+OPERANDS = range(10, 40)
 
 
 def make_row(a: int, b: int, split: str, index: int) -> dict:
@@ -45,7 +45,7 @@ def make_splits(test_size: int, seed: int) -> dict[str, list[dict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for train.parquet and test.parquet")
-    parser.add_argument("--test-size", type=int, default=200, help="number of held-out problems")
+    parser.add_argument("--test-size", type=int, default=128, help="number of held-out problems")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split")
     args = parser.parse_args()
 

@@ -45,6 +45,7 @@ def plot(metrics, title: str):
         axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].legend(fontsize="small", loc="lower right")  # rewards rise: the free corner
     axes[1, 0].set_yscale("log")
     for axis in axes[1]:
         axis.set_xlabel("training step")
@@ -70,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics", type=Path, help="JSONL file of verl's file logger")
     parser.add_argument("--out", type=Path, required=True, help="image to write; the suffix chooses the format")
-    parser.add_argument("--title", default="verl on a CPU")
+    parser.add_argument("--title", default="Training run")
     args = parser.parse_args()
     plot(read_metrics(args.metrics), args.title).savefig(args.out, dpi=120)
     print(f"plot written to {args.out}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MASPO on GSM8K with DeepSeek-R1-Distill-Qwen-1.5B; the published alpha for this size is 0.5. Needs GPUs, vLLM and wandb.
+# MASPO on GSM8K with DeepSeek-R1-Distill-Qwen-1.5B; published alpha for this size: 0.5. Needs GPUs, vLLM and wandb.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

@@ -7,6 +7,7 @@
 #   PYTHON      the interpreter (default: python3)
 #   OUT         where everything goes (default: outputs/train)
 #   SEED        seed of the warm start and of the training (default: 0)
+#   WARM_START_STEPS  supervised steps of the warm start (default: 500)
 #
 # Your own data and model: data.train_files=... data.val_files=... actor_rollout_ref.model.path=... and, for prompts and
 # answers longer than a sum, data.max_prompt_length=... data.max_response_length=... GSM8K gets verl's own reward.
@@ -33,9 +34,10 @@ export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0
 export VERL_FILE_LOGGER_PATH="$out/metrics.jsonl"
 
 "$PYTHON" "$examples/data/make_arithmetic.py" --out "$out/data"
-"$PYTHON" "$examples/models/make_tiny_qwen2.py" --data "$out/data/train.parquet" --out "$out/model" --seed "$seed"
+"$PYTHON" "$examples/models/make_tiny_qwen2.py" --data "$out/data/train.parquet" --out "$out/model" \
+    --seed "$seed" --steps "${WARM_START_STEPS:-500}"
 
-# Each step: 32 prompts x 8 answers, then 4 mini-batches, so that all but the first see ratios other than 1.
+# Each step: 32 prompts x 8 answers, then 8 mini-batches, so that all but the first see ratios other than 1.
 # float32 throughout (verl's default is bfloat16): the model is tiny, and rollout and actor agree to the last digits.
 # Held-out answers are sampled like the training ones: the reward measured is the policy's mean reward.
 bash "$here/maspo_grpo.sh" \
@@ -51,10 +53,12 @@ bash "$here/maspo_grpo.sh" \
     actor_rollout_ref.model.enable_gradient_checkpointing=False \
     +actor_rollout_ref.model.override_config.attn_implementation=sdpa \
     actor_rollout_ref.actor.strategy=fsdp2 \
-    actor_rollout_ref.actor.optim.lr=3e-4 \
+    actor_rollout_ref.actor.optim.lr=5e-4 \
+    actor_rollout_ref.actor.optim.lr_scheduler_type=cosine \
+    actor_rollout_ref.actor.optim.min_lr_ratio=0.1 \
     actor_rollout_ref.actor.optim.weight_decay=0.0 \
-    actor_rollout_ref.actor.ppo_mini_batch_size=8 \
-    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=4 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32 \
     actor_rollout_ref.actor.use_torch_compile=False \
     actor_rollout_ref.actor.fsdp_config.use_torch_compile=False \
     +actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32 \
@@ -69,6 +73,7 @@ bash "$here/maspo_grpo.sh" \
     actor_rollout_ref.rollout.agent.num_workers=1 \
     actor_rollout_ref.rollout.val_kwargs.do_sample=True \
     actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \
+    actor_rollout_ref.rollout.val_kwargs.n=2 \
     reward.num_workers=1 \
     reward.custom_reward_function.path="$examples/reward/exact_match.py" \
     transfer_queue.backend.SimpleStorage.num_data_storage_units=1 \
@@ -79,9 +84,9 @@ bash "$here/maspo_grpo.sh" \
     trainer.project_name=maspo_tiny \
     trainer.experiment_name="$RATIO_MODE" \
     trainer.total_epochs=1000 \
-    trainer.total_training_steps=40 \
-    trainer.test_freq=10 \
-    trainer.save_freq=40 \
+    trainer.total_training_steps=32 \
+    trainer.test_freq=8 \
+    trainer.save_freq=32 \
     trainer.max_actor_ckpt_to_keep=1 \
     trainer.default_local_dir="$out/checkpoints" \
     trainer.resume_mode=disable \
@@ -90,7 +95,8 @@ bash "$here/maspo_grpo.sh" \
     +ray_kwargs.ray_init.include_dashboard=False \
     "$@"
 
-"$PYTHON" "$here/plot_metrics.py" "$out/metrics.jsonl" --out "$out/metrics.png"
+"$PYTHON" "$here/plot_metrics.py" "$out/metrics.jsonl" --out "$out/metrics.png" \
+    --title "Stock verl on a CPU, ratio_mode=$RATIO_MODE"
 "$PYTHON" "$here/summarize_run.py" "$out/metrics.jsonl" --seconds "$SECONDS"
 echo "checkpoint: $out/checkpoints"
 echo "metrics:    $out/metrics.jsonl"

@@ -1,6 +1,7 @@
 """Say what a run achieved: held-out reward at the start and at the end, and the time. Exits 1 if the goal is missed.
 
-The goal (from at most 0.35 to at least 0.8) belongs to the arithmetic task; for other data the rewards are only reported.
+The goal (from at most 0.35 to at least 0.8) belongs to the arithmetic task; for other data the rewards are only
+reported.
 
     python examples/maspo_trainer/summarize_run.py outputs/train/metrics.jsonl
 """

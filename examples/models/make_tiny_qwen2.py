@@ -86,14 +86,15 @@ def warm_start(model, tokenizer, data: pd.DataFrame, steps: int, batch_size: int
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            print(f"warm start: step {step}/{steps}, loss {loss.item():.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            seconds = time.monotonic() - start
+            print(f"warm start: step {step}/{steps}, loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="train.parquet of make_arithmetic.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=400, help="supervised steps; 0 leaves the weights random")
+    parser.add_argument("--steps", type=int, default=500, help="supervised steps; 0 leaves the weights random")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
 """The reward of the arithmetic task: 1.0 if the response is exactly the answer, else 0.0.
 
-verl calls :func:`compute_score` through ``reward.custom_reward_function``. Rows of other data sources (GSM8K and the rest
-of the list in ``verl.utils.reward_score``) get verl's own default, so the same command trains on them.
+verl calls :func:`compute_score` through ``reward.custom_reward_function``. Rows of other data sources (GSM8K and the
+rest of the list in ``verl.utils.reward_score``) get verl's own default, so the same command trains on them.
 """
 
 ARITHMETIC = "maspo/arithmetic"

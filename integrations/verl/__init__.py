@@ -1,4 +1,4 @@
-"""The door into verl: config keys, config class and loss adapter, for stock verl 0.7 and later (0.9 through its plugins).
+"""The door into stock verl, 0.7 and later: config keys, config class and loss adapter.
 
 ========================  ==============================================================================
 :mod:`.plugin`            what verl's entry point loads; importing it does the registering

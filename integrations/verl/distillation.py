@@ -1,4 +1,4 @@
-"""Refuses on-policy distillation by policy gradient: verl trains its own PPO loss there, whatever the actor's loss is."""
+"""Refuses distillation by policy gradient: verl trains its own PPO loss there, whatever the actor's loss is."""
 
 import functools
 from types import ModuleType
@@ -28,8 +28,8 @@ def _guard(losses: ModuleType) -> None:
         if loss_mode in RATIO_MODES and distillation_config.distillation_loss.use_policy_gradient:
             raise ValueError(
                 f"maspo_ext: distillation.distillation_loss.use_policy_gradient: expected False with "
-                f"ratio_mode={loss_mode}, got True. verl would train its own PPO loss on the distillation signal: set it "
-                f"to False (the task rewards then train with {loss_mode}), or use ratio_mode=ppo."
+                f"ratio_mode={loss_mode}, got True. verl would train its own PPO loss on the distillation signal: "
+                f"set it to False (the task rewards then train with {loss_mode}), or use ratio_mode=ppo."
             )
         return distillation_loss(config, distillation_config, model_output, data)
 

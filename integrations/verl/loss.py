@@ -8,7 +8,7 @@ import torch
 
 import maspo_ext
 
-from .ratio_clip import KEY, parse_ratio_clip
+from .ratio_clip import parse_ratio_clip
 
 
 class PolicyLossAdapter:

@@ -17,7 +17,8 @@ from verl.base_config import BaseConfig
 from maspo_ext.config import RATIO_MODES
 
 PPO = "ppo"
-POLICY_LOSS_KEY = "actor_rollout_ref.actor.policy_loss"
+ACTOR_KEY = "actor_rollout_ref.actor"
+POLICY_LOSS_KEY = f"{ACTOR_KEY}.policy_loss"
 KEY = f"{POLICY_LOSS_KEY}.ratio_clip"
 
 # verl's actor config has these; they are not repeated under ratio_clip.
@@ -41,8 +42,8 @@ def _hyper_fields(ratio_mode: str) -> list:
 
 class _RatioClip(BaseConfig):
     def __post_init__(self) -> None:
-        if self.ratio_mode != PPO and self.ratio_mode not in RATIO_MODES:
-            modes = [PPO, *RATIO_MODES]
+        modes = [PPO, *RATIO_MODES]
+        if self.ratio_mode not in modes:
             raise key_error(
                 f"{KEY}.ratio_mode",
                 f"one of {', '.join(modes)}",
@@ -72,15 +73,17 @@ class _RatioClip(BaseConfig):
 
 def _with_full_keys(message: str, ratio_mode: str, hyper: Mapping[str, Any]) -> str:
     """The message of a config class, ``maspo_ext: alpha: expected ...``, with the keys that the user typed."""
-    message = re.sub(rf"\b({'|'.join(hyper)})\b", rf"{ratio_mode}_\1", message)
-    return message.replace("maspo_ext: ", f"maspo_ext: {KEY}.", 1)
+    start, what, rest = message.split(": ", 2)
+    key = f"{KEY}.{ratio_mode}_{what}" if what in hyper else f"{ACTOR_KEY}.{what}"
+    return f"{start}: {key}: " + re.sub(rf"\b({'|'.join(hyper)})\b", rf"{ratio_mode}_\1", rest)
 
 
 def _make_fields() -> list[tuple[str, type, Any]]:
     made = [("ratio_mode", str, field(default=PPO))]
     for ratio_mode, config_class in RATIO_MODES.items():
         types = get_type_hints(config_class)
-        made += [(f"{ratio_mode}_{f.name}", types[f.name], field(default=f.default)) for f in _hyper_fields(ratio_mode)]
+        for f in _hyper_fields(ratio_mode):
+            made.append((f"{ratio_mode}_{f.name}", types[f.name], field(default=f.default)))
     return made
 
 
@@ -88,8 +91,8 @@ RatioClipConfig = make_dataclass("RatioClipConfig", _make_fields(), bases=(_Rati
 RatioClipConfig.__module__ = __name__  # workers unpickle it by name
 RatioClipConfig.__doc__ = f"""The section ``{KEY}``.
 
-``ratio_mode`` is ``ppo`` (verl's own loss, as ``loss_mode`` says) or a mode of ``maspo_ext.config.RATIO_MODES``; the other
-fields are that mode's hyper-parameters, ``<mode>_<field>``.
+``ratio_mode`` is ``ppo`` (verl's own loss, as ``loss_mode`` says) or a mode of ``maspo_ext.config.RATIO_MODES``; the
+other fields are that mode's hyper-parameters, ``<mode>_<field>``.
 
 Raises:
     ValueError: unknown mode, or a value of the wrong type or out of range; the message names the full key.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 import maspo_ext
-from maspo_ext.reference import maspo_loss as reference
 
 op = torch.ops.maspo.loss
+reference = maspo_ext.reference.maspo_loss
 
 AGG_MODES = maspo_ext.checks.LOSS_AGG_MODES
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -25,7 +25,9 @@ class Result(NamedTuple):
     stats: torch.Tensor
 
 
-def random_batch(rows: int, cols: int, dtype=torch.float64, device="cpu", mask_dtype=torch.bool, weights=True, seed=0, spread=0.5):
+def random_batch(
+    rows: int, cols: int, dtype=torch.float64, device="cpu", mask_dtype=torch.bool, weights=True, seed=0, spread=0.5
+):
     """All tensor arguments by name. The mask has holes, and an empty first row where there is another.
 
     Drawn in float64 from one seed, then cast, so that batches of different dtype or device hold the same numbers.
@@ -87,4 +89,6 @@ def assert_close(actual: Result, expected: Result, rtol: float) -> None:
         assert a.shape == e.shape, name
         e = e.to(torch.float64)
         scale = 0.0 if name == "stats" or e.numel() == 0 else float(e.abs().max())
-        torch.testing.assert_close(a.to(torch.float64), e, rtol=rtol, atol=rtol * scale + 1e-300, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a.to(torch.float64), e, rtol=rtol, atol=rtol * scale + 1e-300, msg=lambda m, n=name: f"{n}: {m}"
+        )

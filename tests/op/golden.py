@@ -54,7 +54,7 @@ class Golden:
 
     @property
     def loss_scale(self) -> float:
-        """Sum of abs(weight * token loss); where the file has none, from the gradient, which is that but for clamped tokens."""
+        """Sum of abs(weight * token loss); a hazard file has none: of the gradient, the same but for clamped tokens."""
         if self.is_hazard:
             return max(abs(self.loss), float(self.grad.abs().sum()))
         return float(self.arrays["loss_scale_f64"]) * self.factor

@@ -59,7 +59,11 @@ def test_by_hand(loss_agg_mode, counts, expected, function, device):
 def test_local_counts_given_explicitly_change_no_bit(loss_agg_mode, device):
     batch = random_batch(6, 20, device=device)
     mask = batch["response_mask"]
-    counts = {"batch_num_tokens": int(mask.sum()), "global_batch_size": int(mask.any(-1).sum()), "loss_scale_factor": 20.0}
+    counts = {
+        "batch_num_tokens": int(mask.sum()),
+        "global_batch_size": int(mask.any(-1).sum()),
+        "loss_scale_factor": 20.0,
+    }
     assert counts["global_batch_size"] == 5
     assert_same_bits(run(batch, loss_agg_mode=loss_agg_mode, **counts), run(batch, loss_agg_mode=loss_agg_mode))
 

@@ -12,7 +12,10 @@ ops = torch.ops.maspo
 ARGUMENTS = {
     "defaults": ({"weights": False}, {}),
     "bfloat16": ({"dtype": torch.bfloat16, "mask_dtype": torch.int64}, {"loss_agg_mode": "seq-mean-token-mean"}),
-    "global counts": ({"dtype": torch.float32}, {**GLOBAL_COUNTS, "loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 7.0}),
+    "global counts": (
+        {"dtype": torch.float32},
+        {**GLOBAL_COUNTS, "loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": 7.0},
+    ),
     "gate_gradient": ({"dtype": torch.float32}, {"gate_gradient": True, "alpha": 0.5}),
 }
 TENSORS = ("log_prob", "old_log_prob", "advantages", "response_mask")
@@ -109,7 +112,9 @@ def test_dynamic_shapes(shape, device):
     assert_same_bits(run_compiled(compiled, batch), run(batch))
 
 
-@pytest.mark.parametrize("front", [maspo_ext.policy_loss, maspo_ext.PolicyLoss(alpha=0.5)], ids=["policy_loss", "PolicyLoss"])
+@pytest.mark.parametrize(
+    "front", [maspo_ext.policy_loss, maspo_ext.PolicyLoss(alpha=0.5)], ids=["policy_loss", "PolicyLoss"]
+)
 def test_the_python_fronts_compile(front, device):
     batch = random_batch(4, 8, device=device)
 

@@ -13,7 +13,9 @@ from .cases import assert_close, assert_same_bits, random_batch, run
 # Wide enough that rows are cut in pieces; many rows that share a unit; both over several threads.
 SHAPES = [(3, 20000), (64, 3000), (5000, 7)]
 # What a CPU of each kind runs, best last; elsewhere only the plain build exists.
-ISAS = {"AVX2": ["plain", "avx2"], "AVX512": ["plain", "avx2", "avx512"]}.get(torch.backends.cpu.get_cpu_capability(), ["plain"])
+ISAS = {"AVX2": ["plain", "avx2"], "AVX512": ["plain", "avx2", "avx512"]}.get(
+    torch.backends.cpu.get_cpu_capability(), ["plain"]
+)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -88,4 +90,7 @@ def test_instruction_sets_agree(isa, tmp_path):
 def test_unknown_or_missing_instruction_set_is_an_error(isa, tmp_path):
     completed = run_with_isa(isa, tmp_path)
     assert completed.returncode != 0
-    assert f"MASPO_CPU_ISA: expected plain, avx2 or avx512 (one that this machine has), got '{isa}'. Unset it" in completed.stderr
+    assert (
+        f"MASPO_CPU_ISA: expected plain, avx2 or avx512 (one that this machine has), got '{isa}'. Unset it"
+        in completed.stderr
+    )

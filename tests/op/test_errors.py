@@ -44,7 +44,13 @@ HYPER += ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
 NUMBERS += [({name: value}, name, "", repr(value), "") for name in HYPER for value in (NAN, INF, -INF)]
 
 AGGREGATION = [
-    ({"loss_agg_mode": "mean"}, "loss_agg_mode", "one of token-mean, token-sum, seq-mean-token-sum", "'mean'", "Choose"),
+    (
+        {"loss_agg_mode": "mean"},
+        "loss_agg_mode",
+        "one of token-mean, token-sum, seq-mean-token-sum",
+        "'mean'",
+        "Choose",
+    ),
     ({"loss_agg_mode": ""}, "loss_agg_mode", "one of token-mean", "''", "Choose"),
     ({"loss_agg_mode": "Token-Mean"}, "loss_agg_mode", "one of token-mean", "'Token-Mean'", "Choose"),
     ({"dp_size": 0}, "dp_size", "> 0", "0", "data-parallel ranks"),
@@ -56,7 +62,13 @@ AGGREGATION = [
     ({"dp_size": 2}, "batch_num_tokens", "count over all 2 data-parallel ranks.*'token-mean'", "None", "all_reduce"),
     ({"dp_size": 2, "global_batch_size": 8}, "batch_num_tokens", "count over all 2", "None", "all_reduce"),
     *(
-        ({"dp_size": 3, "batch_num_tokens": 8, "loss_agg_mode": mode}, "global_batch_size", f"all 3.*'{mode}'", "None", "all_reduce")
+        (
+            {"dp_size": 3, "batch_num_tokens": 8, "loss_agg_mode": mode},
+            "global_batch_size",
+            f"all 3.*'{mode}'",
+            "None",
+            "all_reduce",
+        )
         for mode in ("seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
     ),
 ]
@@ -67,7 +79,13 @@ SHAPES = [
     ({"log_prob": ones(4, 7)}, "old_log_prob", r"\[B, T\] = \[4, 7\]", r"\[4, 6\]", "slice or expand"),
     ({"old_log_prob": ones(4, 1)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[4, 1\]", "slice or expand"),
     ({"old_log_prob": ones(6)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[6\]", "slice or expand"),
-    ({"advantages": ones(6)}, "advantages", r"\[B, T\] or \[B, 1\] or \[B\] with \[B, T\] = \[4, 6\]", r"\[6\]", "slice or expand"),
+    (
+        {"advantages": ones(6)},
+        "advantages",
+        r"\[B, T\] or \[B, 1\] or \[B\] with \[B, T\] = \[4, 6\]",
+        r"\[6\]",
+        "slice or expand",
+    ),
     ({"advantages": ones(1, 6)}, "advantages", r"\[B, 1\] or \[B\]", r"\[1, 6\]", "slice or expand"),
     ({"advantages": ones(())}, "advantages", r"\[B, 1\] or \[B\]", r"\[\]", "slice or expand"),
     ({"advantages": ones(4, 6, 1)}, "advantages", r"\[B, 1\] or \[B\]", r"\[4, 6, 1\]", "slice or expand"),
@@ -80,17 +98,39 @@ SHAPES = [
 
 INTEGER, COMPLEX = torch.int64, torch.complex64
 DTYPES = [
-    ({name: ones(4, 6, dtype=dtype)}, name, "dtype in float32, float64, bfloat16, float16", f"torch.{str(dtype)[6:]}", rf"{name}\.to\(")
+    (
+        {name: ones(4, 6, dtype=dtype)},
+        name,
+        "dtype in float32, float64, bfloat16, float16",
+        f"torch.{str(dtype)[6:]}",
+        rf"{name}\.to\(",
+    )
     for name in ("log_prob", "old_log_prob", "advantages", "rollout_is_weights")
     for dtype in (INTEGER, torch.bool, COMPLEX)
 ]
-DTYPES += [({"response_mask": ones(4, 6, dtype=COMPLEX)}, "response_mask", "dtype in float32.*bool.*int64", "torch.complex64", r"\.to\(")]
+DTYPES += [
+    (
+        {"response_mask": ones(4, 6, dtype=COMPLEX)},
+        "response_mask",
+        "dtype in float32.*bool.*int64",
+        "torch.complex64",
+        r"\.to\(",
+    )
+]
 
 DEVICES = [
-    ({name: ones(4, 6, device="meta")}, name, r"device cpu \(that of log_prob\)", "meta", rf"{name}\.to\(log_prob\.device\)")
+    (
+        {name: ones(4, 6, device="meta")},
+        name,
+        r"device cpu \(that of log_prob\)",
+        "meta",
+        rf"{name}\.to\(log_prob\.device\)",
+    )
     for name in ("old_log_prob", "advantages", "response_mask", "rollout_is_weights")
 ]
-DEVICES += [({"log_prob": ones(4, 6, device="meta")}, "old_log_prob", "device meta", "cpu", r"\.to\(log_prob\.device\)")]
+DEVICES += [
+    ({"log_prob": ones(4, 6, device="meta")}, "old_log_prob", "device meta", "cpu", r"\.to\(log_prob\.device\)")
+]
 
 
 def explains(name, expected, got, remedy):
@@ -133,7 +173,9 @@ def test_config_rejects_what_is_no_number(name, value):
 
 @pytest.mark.parametrize("value", [1, None, "yes"], ids=repr)
 def test_config_rejects_a_gate_gradient_that_is_no_bool(value):
-    with pytest.raises(TypeError, match=rf"maspo_ext: gate_gradient: expected True or False, got {value!r}\. False is the published"):
+    with pytest.raises(
+        TypeError, match=rf"maspo_ext: gate_gradient: expected True or False, got {value!r}\. False is the published"
+    ):
         maspo_ext.MaspoConfig(gate_gradient=value)
 
 
@@ -144,14 +186,25 @@ FRONTS = {
 FRONT_ERRORS = [
     ({"ratio_mode": "ppo"}, ValueError, r"ratio_mode: expected one of maspo, got 'ppo'\. Choose"),
     ({"ratio_mode": None}, ValueError, r"ratio_mode: expected one of maspo, got None\. Choose"),
-    ({"alhpa": 0.3}, TypeError, r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), got alhpa\. Check the spelling"),
+    ({"ratio_mode": ["maspo"]}, ValueError, r"ratio_mode: expected one of maspo, got \['maspo'\]\. Choose"),
+    (
+        {"alhpa": 0.3},
+        TypeError,
+        r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), got alhpa\. Check the spelling",
+    ),
     (
         {"config": maspo_ext.MaspoConfig(), "alpha": 0.3},
         TypeError,
-        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses\.replace",
+        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses",
     ),
-    ({"config": {"alpha": 0.3}}, TypeError, r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Pass the config class"),
+    (
+        {"config": {"alpha": 0.3}},
+        TypeError,
+        r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Pass the config class",
+    ),
     ({"alpha": -1.0}, ValueError, r"alpha: expected >= 0, got -1\.0\. "),
+    ({"sigma_high": INF}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 and finite, got inf\. "),
+    ({"loss_agg_mode": "mean"}, ValueError, r"loss_agg_mode: expected one of token-mean, .*, got 'mean'\. Choose"),
 ]
 
 
@@ -162,7 +215,9 @@ def test_fronts(front, wrong, error, message):
         FRONTS[front](**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}], ids=repr)
+@pytest.mark.parametrize(
+    "wrong", [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}], ids=repr
+)
 def test_wrong_python_types_are_refused_by_the_schema_and_name_the_argument(wrong):
     with pytest.raises((RuntimeError, TypeError), match=next(iter(wrong))):
         op(**{**random_batch(4, 6), **wrong})
@@ -175,7 +230,9 @@ def test_a_missing_argument_is_named():
         op(**batch)
 
 
-@pytest.mark.parametrize("wrong", [{"old_log_prob": ones(4, 5)}, {"advantages": ones(3)}, {"response_mask": ones(24)}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"old_log_prob": ones(4, 5)}, {"advantages": ones(3)}, {"response_mask": ones(24)}], ids=str
+)
 def test_shapes_are_checked_below_the_validation_too(wrong):
     """loss_forward is public: a wrong shape must not read out of bounds."""
     with pytest.raises(RuntimeError, match=next(iter(wrong))):
@@ -203,7 +260,7 @@ def test_loss_backward_checks_what_it_gets():
 # An editable install adds a finder that would lend the copy the library of the source tree.
 IMPORT = """
 import sys
-sys.meta_path[:] = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
+sys.meta_path[:] = [f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")]
 import maspo_ext
 """
 
@@ -231,5 +288,14 @@ def test_broken_extension(library, source_tree, cause, remedy, tmp_path):
     completed = import_from_copy(tmp_path, library, source_tree)
     assert completed.returncode != 0
     message = completed.stderr[completed.stderr.rindex("ImportError: maspo_ext: ") :]
-    for part in ("maspo_ext._C cannot be loaded", "pid ", sys.executable, f"torch {torch.__version__}", "Cause: ", cause, "Remedy: ", remedy):
+    for part in (
+        "maspo_ext._C cannot be loaded",
+        "pid ",
+        sys.executable,
+        f"torch {torch.__version__}",
+        "Cause: ",
+        cause,
+        "Remedy: ",
+        remedy,
+    ):
         assert part in message, part

@@ -33,7 +33,15 @@ KEYWORDS = {
     **EXTRA,
 }
 POSITIONAL = ["log_prob", "old_log_prob", "advantages", "response_mask"]
-OTHER = {"alpha": 0.5, "sigma_base": 0.7, "beta_pos": 0.4, "beta_neg": 0.2, "sigma_high": 4.0, "adv_low": 0.6, "adv_high": 1.4}
+OTHER = {
+    "alpha": 0.5,
+    "sigma_base": 0.7,
+    "beta_pos": 0.4,
+    "beta_neg": 0.2,
+    "sigma_high": 4.0,
+    "adv_low": 0.6,
+    "adv_high": 1.4,
+}
 
 
 @pytest.mark.parametrize("name", ["loss", "loss_forward"])
@@ -60,9 +68,12 @@ def test_a_keyword_given_by_name_is_the_default(device):
     assert_same_bits(run(batch, **KEYWORDS), run(batch))
 
 
-@pytest.mark.parametrize("name, value", [*OTHER.items(), ("clip_ratio_low", 0.5), ("clip_ratio_high", 0.7), ("clip_ratio_c", 1.1), ("gate_gradient", True)])
+@pytest.mark.parametrize(
+    "name, value",
+    [*OTHER.items(), ("clip_ratio_low", 0.5), ("clip_ratio_high", 0.7), ("clip_ratio_c", 1.1), ("gate_gradient", True)],
+)
 def test_every_hyper_parameter_matters(name, value, device):
-    """A keyword lost on its way would change nothing; one that took another's place would not agree with the reference."""
+    """One lost on its way would change nothing; one in another's place would not agree with the reference."""
     batch = random_batch(20, 40, device=device, spread=1.0)
     batch["advantages"] *= 10  # so that the bounds of the advantage's factor are reached
     result, default = run(batch, **{name: value}), run(batch)

@@ -1,4 +1,4 @@
-"""The op and its plain-torch twin against the vectors of the official code, at the tolerances of tests/golden/README.md."""
+"""The op and its plain-torch twin against vectors of the official code, at the tolerances of tests/golden/README.md."""
 
 import pytest
 import torch

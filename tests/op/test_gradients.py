@@ -4,10 +4,19 @@ import math
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from .cases import AGG_MODES, FLOAT_DTYPES, op, random_batch, reference, run
 
-HYPER = {"sigma_base": 0.4, "alpha": 0.3, "sigma_high": 3.0, "adv_low": 0.5, "adv_high": 2.0, "beta_pos": 0.2, "beta_neg": 0.3}
+HYPER = {
+    "sigma_base": 0.4,
+    "alpha": 0.3,
+    "sigma_high": 3.0,
+    "adv_low": 0.5,
+    "adv_high": 2.0,
+    "beta_pos": 0.2,
+    "beta_neg": 0.3,
+}
 
 
 def smooth_batch(device):
@@ -25,7 +34,9 @@ def loss_with_fixed_gate(log_prob, batch, fixed_log_prob, loss_agg_mode):
     old, adv, mask = batch["old_log_prob"], batch["advantages"], batch["response_mask"]
     h = HYPER
     mass = (h["sigma_base"] / old.exp() ** h["alpha"]).clamp(h["sigma_base"], h["sigma_high"])
-    risk = torch.where(adv > 0, 1 + h["beta_pos"] * adv, 1 / (1 - h["beta_neg"] * adv)).clamp(h["adv_low"], h["adv_high"])
+    risk = torch.where(adv > 0, 1 + h["beta_pos"] * adv, 1 / (1 - h["beta_neg"] * adv)).clamp(
+        h["adv_low"], h["adv_high"]
+    )
     fixed_ratio = (fixed_log_prob - old).exp()
     overshoot = (fixed_ratio - 1) * adv.sign() > 0
     gate = torch.where(overshoot, torch.exp(-((fixed_ratio - 1) ** 2) / (2 * (mass * risk) ** 2)), 1.0)
@@ -54,7 +65,9 @@ def test_gradient_with_gate_frozen_is_the_difference_quotient_of_the_loss_with_a
         delta.view(-1)[i] = step
         higher, lower = (loss_with_fixed_gate(fixed + s * delta, batch, fixed, loss_agg_mode) for s in (1, -1))
         quotient.view(-1)[i] = (higher - lower) / (2 * step)
-    torch.testing.assert_close(result.loss, loss_with_fixed_gate(fixed, batch, fixed, loss_agg_mode), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        result.loss, loss_with_fixed_gate(fixed, batch, fixed, loss_agg_mode), rtol=1e-12, atol=0
+    )
     torch.testing.assert_close(result.grad, quotient, rtol=1e-7, atol=1e-9)
 
 
@@ -91,7 +104,9 @@ def test_gradient_of_one_token_by_hand(gate_gradient, device):
     assert float(run(batch, gate_gradient=gate_gradient).grad) == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize("difference, passes", [(20.0, True), (-20.0, True), (20.0 + 2**-10, False), (-20.0 - 2**-10, False)])
+@pytest.mark.parametrize(
+    "difference, passes", [(20.0, True), (-20.0, True), (20.0 + 2**-10, False), (-20.0 - 2**-10, False)]
+)
 @pytest.mark.parametrize("gate_gradient", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradient_passes_at_the_clamp_and_stops_outside(dtype, gate_gradient, difference, passes, device):
@@ -123,7 +138,10 @@ def test_upstream_gradient_scales_and_keeps_dtype(dtype, device):
 
 
 def test_only_log_prob_gets_a_gradient(device):
-    batch = {name: v.requires_grad_() if v.is_floating_point() else v for name, v in random_batch(3, 5, device=device).items()}
+    batch = {
+        name: v.requires_grad_() if v.is_floating_point() else v
+        for name, v in random_batch(3, 5, device=device).items()
+    }
     loss, stats = op(**batch)
     loss.backward(retain_graph=True)
     first = batch["log_prob"].grad.clone()
@@ -153,6 +171,14 @@ def test_second_derivative_raises_and_says_so(device):
     (second,) = torch.autograd.grad(grad.sum(), log_prob)
     # With the gate frozen every derivative of A F rho is itself.
     torch.testing.assert_close(second, grad)
+
+
+def test_forward_mode_raises_and_says_so(device):
+    batch = random_batch(3, 5, device=device)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(batch["log_prob"], torch.ones_like(batch["log_prob"]))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative.*reference.maspo_loss"):
+            op(**{**batch, "log_prob": dual})
 
 
 def test_gradient_flows_into_a_model(device):

@@ -22,7 +22,7 @@ RTOL = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
 def assert_mixed_dtypes(batch):
-    """Equal, bit for bit, to the same call in the arithmetic's dtype; only the gradient is rounded to log_prob's dtype."""
+    """The same bits as in the arithmetic's dtype; only the gradient is rounded, to log_prob's dtype."""
     arithmetic = ARITHMETIC[batch["log_prob"].dtype]
     exact = run({**converted(batch, arithmetic), "response_mask": batch["response_mask"].to(arithmetic)})
     assert exact.grad.any()
@@ -94,7 +94,9 @@ def test_strides_of_all_inputs_at_once(layout, device):
     assert_same_bits(run({name: layout(value) for name, value in batch.items()}), run(batch))
 
 
-@pytest.mark.parametrize("index", [(slice(0, 1), slice(None)), (slice(None), slice(0, 1))], ids=["one row", "one column"])
+@pytest.mark.parametrize(
+    "index", [(slice(0, 1), slice(None)), (slice(None), slice(0, 1))], ids=["one row", "one column"]
+)
 @pytest.mark.parametrize("name", TENSORS)
 def test_expanded_inputs(name, index, device):
     batch = random_batch(5, 300, dtype=torch.float32, device=device)
@@ -169,7 +171,7 @@ def test_empty_shapes(dtype, loss_agg_mode, shape, device):
 @pytest.mark.parametrize("name", TENSORS)
 @pytest.mark.parametrize("dimension", ["row", "column"])
 def test_offsets_beyond_32_bits(dimension, name, device):
-    """Two rows or columns 2^31 elements apart; the memory between them is never touched, so the machine need not have it."""
+    """Two rows or columns 2^31 elements apart; the memory between them is never touched, so a CPU need not have it."""
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 2**34:
         pytest.skip("needs 16 GiB of GPU memory")
     batch = random_batch(2, 2, dtype=torch.bfloat16, device=device, mask_dtype=torch.int8)
@@ -185,7 +187,9 @@ def test_offsets_beyond_32_bits(dimension, name, device):
 def test_more_than_2_to_the_31_tokens(device):
     """One token expanded: no memory, but indices beyond 32 bits."""
     rows, cols = 2**16 + 1, 2**15
-    batch = {name: value.expand(rows, cols) for name, value in random_batch(1, 1, dtype=torch.float32, device=device).items()}
+    batch = {
+        name: value.expand(rows, cols) for name, value in random_batch(1, 1, dtype=torch.float32, device=device).items()
+    }
     batch["response_mask"] = torch.ones(1, 1, dtype=torch.bool, device=device).expand(rows, cols)
     total, stats = op(**batch, loss_agg_mode="token-sum")
     one, one_stats = op(**{name: value[:1, :1] for name, value in batch.items()})

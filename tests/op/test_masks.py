@@ -13,7 +13,12 @@ def noise(like):
     """Random bits: NaN with payloads, subnormals, everything."""
     generator = torch.Generator().manual_seed(7)
     integers = bits(like)
-    return torch.randint(-(2**63), 2**63 - 1, like.shape, generator=generator).to(integers.device).to(integers.dtype).view(like.dtype)
+    return (
+        torch.randint(-(2**63), 2**63 - 1, like.shape, generator=generator)
+        .to(integers.device)
+        .to(integers.dtype)
+        .view(like.dtype)
+    )
 
 
 GARBAGE = {
@@ -55,7 +60,9 @@ def test_garbage_in_empty_rows_given_once_per_row(garbage, name, device):
 
 
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
-@pytest.mark.parametrize("global_counts", [{}, {"batch_num_tokens": 100, "global_batch_size": 10, "dp_size": 2}], ids=["local", "global"])
+@pytest.mark.parametrize(
+    "global_counts", [{}, {"batch_num_tokens": 100, "global_batch_size": 10, "dp_size": 2}], ids=["local", "global"]
+)
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_batch_without_tokens(garbage, global_counts, loss_agg_mode, device):
     batch = random_batch(3, 40, dtype=torch.float32, device=device)

@@ -19,7 +19,9 @@ def large_allocations(function, device):
 
 
 # The saved gradient is float32, or float64 for float64; the result has log_prob's dtype.
-@pytest.mark.parametrize("dtype, saved, result", [(torch.float32, 4, 4), (torch.bfloat16, 4, 2), (torch.float64, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, saved, result", [(torch.float32, 4, 4), (torch.bfloat16, 4, 2), (torch.float64, 8, 8)], ids=str
+)
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64], ids=str)
 def test_forward_and_backward(mask_dtype, dtype, saved, result, device):
     batch = random_batch(ROWS, COLS, dtype=dtype, device=device, mask_dtype=mask_dtype)

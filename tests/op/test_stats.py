@@ -40,7 +40,14 @@ def test_to_dict_has_all_names_in_order_and_python_floats(device):
 
 
 # (log_prob - old, A, mask) of six tokens with old = 0 and the default hyper-parameters; the last is masked.
-TOKENS = [(math.log(1.5), 1.0, 1), (math.log(0.5), -1.0, 1), (math.log(4.0), -1.0, 1), (21.0, -2.0, 1), (0.1, 0.0, 2), (9.0, 9.0, 0)]
+TOKENS = [
+    (math.log(1.5), 1.0, 1),
+    (math.log(0.5), -1.0, 1),
+    (math.log(4.0), -1.0, 1),
+    (21.0, -2.0, 1),
+    (0.1, 0.0, 2),
+    (9.0, 9.0, 0),
+]
 WEIGHT = 6.0  # sum of the mask: the fifth token counts twice
 RATIOS = [1.5, 0.5, 4.0, math.exp(20), math.exp(0.1)]
 BY_HAND = {
@@ -64,12 +71,21 @@ BY_HAND = {
 @pytest.mark.parametrize("dtype, rel", [(torch.float64, 1e-14), (torch.float32, 1e-6)], ids=str)
 def test_by_hand(dtype, rel, function, device):
     values = torch.tensor([TOKENS], dtype=torch.float64, device=device).to(dtype)
-    batch = {"log_prob": values[..., 0], "old_log_prob": 0 * values[..., 0], "advantages": values[..., 1], "response_mask": values[..., 2]}
+    batch = {
+        "log_prob": values[..., 0],
+        "old_log_prob": 0 * values[..., 0],
+        "advantages": values[..., 1],
+        "response_mask": values[..., 2],
+    }
     assert stats_of(batch, function) == pytest.approx(BY_HAND, rel=rel)
 
 
 @pytest.mark.parametrize("shape", [(7, 40), (3, 5000), (300, 3)], ids=str)
-@pytest.mark.parametrize("hyper", [{}, {"clip_ratio_low": 0.4, "clip_ratio_high": 0.9, "clip_ratio_c": 1.5}, {"alpha": 0.0, "beta_neg": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "hyper",
+    [{}, {"clip_ratio_low": 0.4, "clip_ratio_high": 0.9, "clip_ratio_c": 1.5}, {"alpha": 0.0, "beta_neg": 0.5}],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype, rel", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.float16, 1e-5)], ids=str)
 def test_like_the_reference(dtype, rel, hyper, shape, device):
     batch = random_batch(*shape, dtype=dtype, device=device, spread=2.0)
@@ -82,7 +98,11 @@ def test_like_the_reference(dtype, rel, hyper, shape, device):
     assert stats == pytest.approx(expected, rel=rel)
 
 
-@pytest.mark.parametrize("agg", [{"loss_agg_mode": "seq-mean-token-mean"}, {"dp_size": 4, "batch_num_tokens": 999}, {"gate_gradient": True}], ids=str)
+@pytest.mark.parametrize(
+    "agg",
+    [{"loss_agg_mode": "seq-mean-token-mean"}, {"dp_size": 4, "batch_num_tokens": 999}, {"gate_gradient": True}],
+    ids=str,
+)
 def test_statistics_do_not_depend_on_aggregation_or_weights(agg, device):
     batch = random_batch(5, 40, device=device)
     expected = run(batch).stats

@@ -197,5 +197,6 @@ def test_verls_own_validation_still_runs():
     module.validate_config(config=cpu_config(), use_reference_policy=True, use_critic=False)
     assert calls == [True]
     with pytest.raises(ValueError, match="VERL_PLATFORM=cpu"):
-        module.validate_config(config=cpu_config(**{"trainer.device": "cuda"}), use_reference_policy=True, use_critic=False)
+        bad = cpu_config(**{"trainer.device": "cuda"})
+        module.validate_config(config=bad, use_reference_policy=True, use_critic=False)
     assert calls == [True]

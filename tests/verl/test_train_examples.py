@@ -26,15 +26,15 @@ from byte_tokenizer import build_tokenizer  # noqa: E402
 
 
 def test_splits_are_disjoint_and_complete():
-    splits = make_arithmetic.make_splits(test_size=200, seed=0)
+    splits = make_arithmetic.make_splits(test_size=128, seed=0)
     questions = {split: {row["prompt"][0]["content"] for row in rows} for split, rows in splits.items()}
-    assert len(questions["test"]) == 200
+    assert len(questions["test"]) == 128
     assert not questions["train"] & questions["test"]
     assert len(questions["train"] | questions["test"]) == len(make_arithmetic.OPERANDS) ** 2
 
 
 def test_ground_truth_is_the_sum():
-    for row in make_arithmetic.make_splits(test_size=200, seed=0)["test"]:
+    for row in make_arithmetic.make_splits(test_size=128, seed=0)["test"]:
         a, b = row["prompt"][0]["content"].rstrip("=").split("+")
         assert row["reward_model"]["ground_truth"] == str(int(a) + int(b))
 
@@ -57,7 +57,7 @@ def test_verl_reads_the_parquet(data_dir):
 
     config = OmegaConf.create({"max_prompt_length": 32, "filter_overlong_prompts": True, "return_raw_chat": True})
     dataset = RLHFDataset(str(data_dir / "test.parquet"), build_tokenizer(), config)
-    assert len(dataset) == 200  # no prompt is too long
+    assert len(dataset) == 128  # no prompt is too long
     row = dataset[0]
     assert row["data_source"] == make_arithmetic.DATA_SOURCE
     assert row["reward_model"]["ground_truth"].isdigit()

@@ -9,8 +9,8 @@ with ``strategy=fsdp2`` over gloo, one rollout replica per rank (``rollout.name=
 What does not run, and is refused before Ray starts (:mod:`.requirements`):
 
 * a critic (GAE): verl's value model asks for ``flash_attention_2``, which needs a CUDA device;
-* ``strategy=fsdp`` (FSDP1): torch's FSDP1 rejects CPU parameters in ``sync_module_states``; this is also why a KL
-  reference works under FSDP2 only;
+* ``strategy=fsdp`` (FSDP1): torch's FSDP1 rejects CPU parameters in ``sync_module_states``, and a KL reference would
+  not run even without that check. FSDP2 needs less and offers the same;
 * ``trainer_mode=separate_async``: it places the rollout on accelerators of its own.
 
 ==================================  ====================================================================

@@ -1,8 +1,8 @@
 """Joins requests that arrive concurrently into batches.
 
-verl sends one request per response. On a CPU a forward pass of a small model costs nearly the same for 1 and for 100
-rows, so batching is what makes the rollout fast: the first request opens a window of a few milliseconds, then everything
-that waits with the same key runs as one batch. Requests that arrive while a batch runs wait for the next one.
+verl sends one request per response. A forward pass of a small model costs nearly the same for 1 and for 100 rows, so
+batching is what makes the rollout fast: the first request opens a window of a few milliseconds, then everything that
+waits with the same key runs as one batch. Requests that arrive while a batch runs wait for the next one.
 """
 
 import asyncio

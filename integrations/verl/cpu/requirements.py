@@ -41,13 +41,13 @@ def check_config(config: DictConfig, use_critic: bool) -> None:
             "actor_rollout_ref.actor.strategy",
             get("actor_rollout_ref.actor.strategy") == "fsdp2",
             get("actor_rollout_ref.actor.strategy"),
-            "set actor_rollout_ref.actor.strategy=fsdp2 (FSDP1 and the other engines need an accelerator)",
+            "set actor_rollout_ref.actor.strategy=fsdp2, the engine that the CPU platform adapts",
         ),
         (
             "trainer.v1.trainer_mode",
             get("trainer.v1.trainer_mode") != "separate_async",
             get("trainer.v1.trainer_mode"),
-            "set trainer.v1.trainer_mode=sync or colocate_async (separate_async needs accelerators for the rollout alone)",
+            "set trainer.v1.trainer_mode=sync or colocate_async (separate_async wants accelerators for the rollout)",
         ),
         (
             "actor_rollout_ref.rollout.name",
@@ -65,7 +65,8 @@ def check_config(config: DictConfig, use_critic: bool) -> None:
                 get("actor_rollout_ref.rollout.data_parallel_size"),
                 get("actor_rollout_ref.rollout.pipeline_model_parallel_size"),
             ),
-            "set tensor_model_parallel_size, data_parallel_size and pipeline_model_parallel_size of\n    actor_rollout_ref.rollout to 1: each rank has a replica of its own",
+            "set actor_rollout_ref.rollout.tensor_model_parallel_size=1 (likewise data_parallel_size, "
+            "pipeline_model_parallel_size): each rank has a replica of its own",
         ),
         (
             "attn_implementation",

@@ -18,8 +18,8 @@ class CPUReplica(RolloutReplica):
     async def launch_servers(self) -> None:
         if self.is_reward_model or self.is_teacher_model:
             raise NotImplementedError(
-                "rollout.name=hf_cpu serves the policy only; use a rule-based reward (reward.reward_model.enable=False) "
-                "and no teacher (distillation.enabled=False)."
+                "rollout.name=hf_cpu: serves the policy only, was asked to serve a reward model or a teacher; "
+                "set reward.reward_model.enable=False and distillation.enabled=False."
             )
         server = (
             ray.remote(RolloutServer)

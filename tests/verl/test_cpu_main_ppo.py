@@ -1,0 +1,68 @@
+"""`python -m verl.trainer.main_ppo` on a CPU, started by the script behind `make train`, for two steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).resolve().parents[2] / "examples/maspo_trainer/run_tiny_cpu.sh"
+
+TWO_SHORT_STEPS = [
+    "trainer.total_training_steps=2",
+    "trainer.save_freq=2",
+    "trainer.test_freq=-1",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "data.val_max_samples=16",
+]
+MASPO_METRICS = [
+    "actor/pg_clipfrac",
+    "actor/ppo_kl",
+    "actor/pg_clipfrac_lower",
+    "actor/maspo_gate_mean_pos",
+    "actor/maspo_gate_mean_neg",
+    "actor/maspo_gated_frac_pos",
+    "actor/maspo_gated_frac_neg",
+    "actor/maspo_sigma_mean",
+    "actor/ratio_min",
+    "actor/ratio_mean",
+    "actor/ratio_max",
+    "actor/log_ratio_clamped_frac",
+    "actor/nonfinite_count",
+]
+
+
+@pytest.mark.slow
+def test_two_steps_with_maspo(tmp_path):
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path),
+        "WARM_START_STEPS": "20",
+        "RATIO_MODE": "maspo",
+    }
+    result = subprocess.run(
+        ["bash", RUN, *TWO_SHORT_STEPS], env=environment, capture_output=True, text=True, timeout=600
+    )
+    log = result.stdout + result.stderr
+    # Two steps cannot reach the goal: the run must say so, and fail for that reason only.
+    assert result.returncode == 1, log[-4000:]
+    assert "goal missed: val-core/maspo/arithmetic" in log, log[-4000:]
+
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1, 2]
+    for record in records[1:]:
+        data = record["data"]
+        assert not [name for name in MASPO_METRICS if name not in data]
+        assert data["actor/nonfinite_count"] == 0
+        # The rollout's log-probs are those of the actor that trains on them.
+        assert data["training/rollout_probs_diff_max"] < 1e-4
+        # Later mini-batches meet a policy that has moved: the gate has something to do.
+        assert data["actor/ratio_max"] > 1.0001
+        assert data["actor/ratio_min"] < 0.9999
+        assert 0 < data["actor/maspo_gate_mean_pos"] < 1
+    assert (tmp_path / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "checkpoints/global_step_2/actor").is_dir()

@@ -1,0 +1,83 @@
+"""Real updates of stock verl's FSDP2 engine with the op, against one plain-torch pass over the whole batch."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("fsdp_update.py")
+AGG = "actor_rollout_ref.actor.loss_agg_mode"
+MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
+# ranks, overrides: the gradient must not depend on how the batch is cut into ranks and micro-batches.
+CASES = {
+    "1_rank_2_micro_batches": (1, [f"{AGG}=token-mean", f"{MICRO}=2"]),
+    "2_ranks_2_micro_batches": (2, [f"{AGG}=seq-mean-token-mean", f"{MICRO}=1"]),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny_model")
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_ranks(ranks, arguments, timeout=300):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
+    env |= {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *arguments],
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_fsdp2_update_equals_plain_torch(case, tiny_model, tmp_path):
+    ranks, overrides = CASES[case]
+    result_path = tmp_path / "result.pt"
+    run_ranks(ranks, [tiny_model, result_path, *overrides])
+    result = torch.load(result_path, weights_only=False)
+
+    assert result["metrics"]["loss"] == pytest.approx(result["reference_loss"], rel=1e-5)
+    expected = result["reference_gradients"]
+    assert result["gradients"].keys() == expected.keys()
+    for name, gradient in result["gradients"].items():
+        scale = expected[name].abs().max()
+        assert scale > 0, name
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale.item(), msg=name)
+    assert result["moved"] > 0
+    # The gate acted, so a PPO update would not have passed.
+    gates = [v for m in result["metrics"]["actor/maspo_gate_mean_neg"] for v in m.values]
+    assert min(gates) < 0.95
