@@ -10,6 +10,7 @@
 :mod:`.registration`      puts it there, in every process
 :mod:`.distillation`      refuses the one place where verl would use its own PPO loss beside it
 :mod:`.versions`          which verl is supported
+:mod:`.import_hook`       runs a function when verl imports a module, so that nothing here imports it early
 :mod:`.cpu`               stock verl on a machine without an accelerator
 ========================  ==============================================================================
 """

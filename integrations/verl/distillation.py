@@ -5,7 +5,7 @@ from types import ModuleType
 
 from maspo_ext.config import RATIO_MODES
 
-from .cpu.import_hook import when_imported
+from .import_hook import when_imported
 
 _installed = False
 

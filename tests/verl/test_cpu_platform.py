@@ -9,7 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from maspo_ext.integrations.verl.cpu import adaptations, import_hook, requirements
+from maspo_ext.integrations.verl import import_hook
+from maspo_ext.integrations.verl.cpu import adaptations, requirements
 from maspo_ext.integrations.verl.cpu.platform import PlatformCPU
 
 PLUGIN = "maspo_ext.integrations.verl.cpu.plugin"

@@ -6,7 +6,7 @@ needs more of verl than the platform registry waits until verl itself imports th
 
 import os
 
-from .import_hook import when_imported
+from ..import_hook import when_imported
 
 ROLLOUT_NAME = "hf_cpu"
 
