@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from maspo_ext import checks
@@ -49,7 +49,8 @@ class MaspoConfig:
 
     def to_kwargs(self) -> dict[str, Any]:
         """The fields as keywords of ``torch.ops.maspo.loss``."""
-        return asdict(self)
+        # Not dataclasses.asdict: it deep-copies, which torch.compile cannot trace before torch 2.13.
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 RATIO_MODES: dict[str, type] = {"maspo": MaspoConfig}
