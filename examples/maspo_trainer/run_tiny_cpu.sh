@@ -84,9 +84,9 @@ bash "$here/maspo_grpo.sh" \
     trainer.project_name=maspo_tiny \
     trainer.experiment_name="$RATIO_MODE" \
     trainer.total_epochs=1000 \
-    trainer.total_training_steps=32 \
+    trainer.total_training_steps=48 \
     trainer.test_freq=8 \
-    trainer.save_freq=32 \
+    trainer.save_freq=48 \
     trainer.max_actor_ckpt_to_keep=1 \
     trainer.default_local_dir="$out/checkpoints" \
     trainer.resume_mode=disable \
