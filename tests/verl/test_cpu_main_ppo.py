@@ -19,6 +19,8 @@ TWO_SHORT_STEPS = [
     "data.train_batch_size=8",
     "actor_rollout_ref.rollout.n=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
     "data.val_max_samples=16",
 ]
 
@@ -28,7 +30,6 @@ def test_two_steps_with_maspo(tmp_path):
     environment = os.environ | {
         "PYTHON": sys.executable,
         "OUT": str(tmp_path),
-        "WARM_START_STEPS": "20",
         "RATIO_MODE": "maspo",
     }
     result = subprocess.run(
