@@ -7,7 +7,7 @@
 #   PYTHON      the interpreter (default: python3)
 #   OUT         where everything goes (default: outputs/train)
 #   SEED        seed of the warm start and of the training (default: 0)
-#   WARM_START_STEPS  supervised steps of the warm start (default: 500)
+#   WARM_START_STEPS  supervised steps of the warm start (default: 600)
 #
 # Your own data and model: data.train_files=... data.val_files=... actor_rollout_ref.model.path=... and, for prompts and
 # answers longer than a sum, data.max_prompt_length=... data.max_response_length=... GSM8K gets verl's own reward.
@@ -35,9 +35,9 @@ export VERL_FILE_LOGGER_PATH="$out/metrics.jsonl"
 
 "$PYTHON" "$examples/data/make_arithmetic.py" --out "$out/data"
 "$PYTHON" "$examples/models/make_tiny_qwen2.py" --data "$out/data/train.parquet" --out "$out/model" \
-    --seed "$seed" --steps "${WARM_START_STEPS:-500}"
+    --seed "$seed" --steps "${WARM_START_STEPS:-600}"
 
-# Each step: 32 prompts x 8 answers, then 8 mini-batches, so that all but the first see ratios other than 1.
+# Each step: 32 prompts x 8 answers, then 4 mini-batches, so that all but the first see ratios other than 1.
 # float32 throughout (verl's default is bfloat16): the model is tiny, and rollout and actor agree to the last digits.
 # Held-out answers are sampled like the training ones: the reward measured is the policy's mean reward.
 bash "$here/maspo_grpo.sh" \
@@ -53,12 +53,12 @@ bash "$here/maspo_grpo.sh" \
     actor_rollout_ref.model.enable_gradient_checkpointing=False \
     +actor_rollout_ref.model.override_config.attn_implementation=sdpa \
     actor_rollout_ref.actor.strategy=fsdp2 \
-    actor_rollout_ref.actor.optim.lr=5e-4 \
+    actor_rollout_ref.actor.optim.lr=3e-4 \
     actor_rollout_ref.actor.optim.lr_scheduler_type=cosine \
     actor_rollout_ref.actor.optim.min_lr_ratio=0.1 \
     actor_rollout_ref.actor.optim.weight_decay=0.0 \
-    actor_rollout_ref.actor.ppo_mini_batch_size=4 \
-    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=32 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=8 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64 \
     actor_rollout_ref.actor.use_torch_compile=False \
     actor_rollout_ref.actor.fsdp_config.use_torch_compile=False \
     +actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32 \
@@ -84,9 +84,9 @@ bash "$here/maspo_grpo.sh" \
     trainer.project_name=maspo_tiny \
     trainer.experiment_name="$RATIO_MODE" \
     trainer.total_epochs=1000 \
-    trainer.total_training_steps=48 \
-    trainer.test_freq=8 \
-    trainer.save_freq=48 \
+    trainer.total_training_steps=24 \
+    trainer.test_freq=6 \
+    trainer.save_freq=24 \
     trainer.max_actor_ckpt_to_keep=1 \
     trainer.default_local_dir="$out/checkpoints" \
     trainer.resume_mode=disable \
