@@ -16,11 +16,6 @@ TWO_SHORT_STEPS = [
     "trainer.total_training_steps=2",
     "trainer.save_freq=2",
     "trainer.test_freq=-1",
-    "data.train_batch_size=8",
-    "actor_rollout_ref.rollout.n=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
     "data.val_max_samples=16",
 ]
 
@@ -48,9 +43,11 @@ def test_two_steps_with_maspo(tmp_path):
         assert data["actor/nonfinite_count"] == 0
         # The rollout's log-probs are those of the actor that trains on them.
         assert data["training/rollout_probs_diff_max"] < 1e-4
-        # Later mini-batches meet a policy that has moved: the gate has something to do.
-        assert data["actor/ratio_max"] > 1.0001
-        assert data["actor/ratio_min"] < 0.9999
-        assert 0 < data["actor/maspo_gate_mean_pos"] < 1
+    # Later mini-batches meet a policy that has moved: the gate has something to do. In the first step, since the learning
+    # rate of the second is nearly 0; with the full batch, since of a few prompts all may have answers of one kind.
+    first = records[1]["data"]
+    assert first["actor/ratio_max"] > 1.0001
+    assert first["actor/ratio_min"] < 0.9999
+    assert 0 < first["actor/maspo_gate_mean_pos"] < 1
     assert (tmp_path / "metrics.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "checkpoints/global_step_2/actor").is_dir()
