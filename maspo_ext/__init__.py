@@ -1,4 +1,4 @@
-"""Fused policy losses for reinforcement learning with verifiable rewards: MASPO as ``torch.ops.maspo.loss``.
+"""Fused policy losses for reinforcement learning with verifiable rewards: MASPO and its peers as ``torch.ops.maspo.loss``.
 
 Importing the package loads the compiled library and registers the op. See :func:`policy_loss` to begin with.
 """
@@ -8,18 +8,35 @@ from maspo_ext import _extension
 _extension.load()
 
 from maspo_ext import ops, reference  # noqa: E402, F401
-from maspo_ext.config import MaspoConfig  # noqa: E402
 from maspo_ext.functional import PolicyLossOutput, policy_loss  # noqa: E402
+from maspo_ext.methods import (  # noqa: E402
+    RATIO_MODES,
+    BapoConfig,
+    ClipHigherConfig,
+    DacConfig,
+    EntropyAdvConfig,
+    MaspoConfig,
+    PpoConfig,
+    SapoConfig,
+)
 from maspo_ext.modules import PolicyLoss  # noqa: E402
-from maspo_ext.stats import STAT_NAMES, PolicyLossStats  # noqa: E402
+from maspo_ext.stats import NUM_STATS, PolicyLossStats, stat_names  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "STAT_NAMES",
+    "NUM_STATS",
+    "RATIO_MODES",
+    "BapoConfig",
+    "ClipHigherConfig",
+    "DacConfig",
+    "EntropyAdvConfig",
     "MaspoConfig",
     "PolicyLoss",
     "PolicyLossOutput",
     "PolicyLossStats",
+    "PpoConfig",
+    "SapoConfig",
     "policy_loss",
+    "stat_names",
 ]

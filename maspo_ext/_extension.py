@@ -11,6 +11,7 @@ from pathlib import Path
 import torch  # noqa: F401  first: the library links against torch's shared libraries
 
 _PACKAGE = Path(__file__).resolve().parent
+_printed: str | None = None
 
 
 def load() -> None:
@@ -19,12 +20,16 @@ def load() -> None:
     Raises:
         ImportError: the library is missing or does not fit the torch that is installed; names the process and the remedy.
     """
+    global _printed
     try:
         importlib.import_module("maspo_ext._C")
     except ImportError as error:
         message = _explain(error)
-        # verl loads plugins with errors logged at DEBUG only: without this line the cause would be lost there.
-        print(message, file=sys.stderr, flush=True)
+        # verl logs the errors of plugins at DEBUG only: unprinted, the cause would be lost there. This module survives the
+        # failed import of the package, and so knows what another of verl's entry points has printed in this process.
+        if message != _printed:
+            _printed = message
+            print(message, file=sys.stderr, flush=True)
         raise ImportError(message) from error
 
 

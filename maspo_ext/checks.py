@@ -14,6 +14,8 @@ LOSS_AGG_MODES = (
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 )
+# "kl", "mse" and "low_var_kl" are verl's other names for k1, k2 and k3.
+KL_TYPES = ("k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -50,34 +52,26 @@ def check_non_negative(name: str, value: Any, remedy: str) -> None:
     check_number(name, value, ">= 0", _compare(value, lambda v: v >= 0), remedy)
 
 
+def check_above(name: str, value: Any, bound: float, remedy: str) -> None:
+    check_number(name, value, f"> {bound!r}", _compare(value, lambda v: v > bound), remedy)
+
+
+def _bound(name: str, bound: float) -> str:
+    return f"{name} = {bound!r}" if name else repr(bound)
+
+
 def check_at_least(name: str, value: Any, bound_name: str, bound: float, remedy: str) -> None:
-    check_number(name, value, f">= {bound_name} = {bound!r}", _compare(value, lambda v: v >= bound), remedy)
+    check_number(name, value, f">= {_bound(bound_name, bound)}", _compare(value, lambda v: v >= bound), remedy)
 
 
-def check_maspo_hyper(
-    sigma_base: float, alpha: float, sigma_high: float, adv_low: float, adv_high: float, beta_pos: float, beta_neg: float
-) -> None:
-    """Ranges of MASPO's hyper-parameters.
-
-    Raises:
-        TypeError, ValueError: the message names the argument.
-    """
-    check_positive("sigma_base", sigma_base, "It is the gate's narrowest standard deviation; the published value is 1.0.")
-    check_non_negative("alpha", alpha, "It is the exponent of the token's probability; published: 0.3 (>= 7B), 0.5 (1.5B).")
-    check_at_least("sigma_high", sigma_high, "sigma_base", sigma_base, "It bounds the width from above; published: 10.0.")
-    check_positive("adv_low", adv_low, "It bounds the advantage's factor of the width from below; published: 0.1.")
-    check_at_least("adv_high", adv_high, "adv_low", adv_low, "It bounds the advantage's factor from above; published: 10.0.")
-    check_non_negative("beta_pos", beta_pos, "It widens the gate with positive advantages; published: 0.03.")
-    check_non_negative("beta_neg", beta_neg, "It narrows the gate with negative advantages; published: 0.03.")
+def check_at_most(name: str, value: Any, bound_name: str, bound: float, remedy: str) -> None:
+    check_number(name, value, f"<= {_bound(bound_name, bound)}", _compare(value, lambda v: v <= bound), remedy)
 
 
-def check_clip_ratios(clip_ratio_low: float, clip_ratio_high: float, clip_ratio_c: float) -> None:
-    """Ranges of the PPO clip whose statistics are reported."""
-    check_non_negative("clip_ratio_low", clip_ratio_low, "verl's default is 0.2.")
-    check_non_negative("clip_ratio_high", clip_ratio_high, "verl's default is 0.2.")
-    check_number(
-        "clip_ratio_c", clip_ratio_c, "> 1", _compare(clip_ratio_c, lambda v: v > 1), "It is the dual clip's bound; verl's default is 3.0."
-    )
+def check_bool(name: str, value: Any, remedy: str) -> None:
+    """Raise TypeError if ``value`` is neither True nor False."""
+    if not isinstance(value, bool):
+        raise TypeError(_message(name, "True or False", repr(value), remedy))
 
 
 def check_agg_mode(loss_agg_mode: str) -> None:
@@ -126,16 +120,31 @@ def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device
         raise ValueError(_message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device)."))
 
 
-def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, ...]], shape: tuple[int, int]) -> None:
+def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, ...]], sizes: str) -> None:
     if tuple(value.shape) not in allowed.values():
         raise ValueError(
             _message(
                 name,
-                f"shape {' or '.join(allowed)} with [B, T] = {list(shape)} (that of log_prob)",
+                f"shape {' or '.join(allowed)} with {sizes}",
                 list(value.shape),
                 "All tensors cover the same response tokens: slice or expand it to match.",
             )
         )
+
+
+def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> None:
+    """Type, dtype, device and shape of ``cu_seqlens``; its values are checked by the op on a CPU."""
+    _check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(
+            _message("cu_seqlens", "shape [B + 1]", list(cu_seqlens.shape), "Pass the running sum of the sequence lengths, with a 0 before it.")
+        )
+    if max_seqlen is None:
+        raise ValueError(
+            _message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
+                     "The op cannot read it from cu_seqlens without waiting for the device.")
+        )  # fmt: skip
+    check_non_negative("max_seqlen", max_seqlen, "It is the length of the longest sequence.")
 
 
 def check_tensors(
@@ -143,26 +152,90 @@ def check_tensors(
     old_log_prob: torch.Tensor,
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
-    rollout_is_weights: torch.Tensor | None,
+    rollout_is_weights: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
+    ref_log_prob: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: int | None = None,
 ) -> None:
     """Types, dtypes, devices and shapes of the tensor arguments."""
     _check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
-    if log_prob.dim() != 2:
-        raise ValueError(
-            _message("log_prob", "shape [B, T]", list(log_prob.shape), "Pad the sequences to one width, or add a batch dimension.")
-        )
     if log_prob.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(_message("log_prob", "a cpu or cuda device", log_prob.device, "Move the inputs there."))
-    rows, cols = log_prob.shape
-    full = {"[B, T]": (rows, cols)}
-    per_row = {"[B, T]": (rows, cols), "[B, 1]": (rows, 1), "[B]": (rows,)}
-    tensors = [
+    if cu_seqlens is not None:
+        check_cu_seqlens(log_prob, cu_seqlens, max_seqlen)
+    elif max_seqlen is not None:
+        raise ValueError(_message("max_seqlen", "None without cu_seqlens", max_seqlen, "It belongs to packed tensors: pass cu_seqlens too."))
+    if log_prob.dim() != (2 if cu_seqlens is None else 1):
+        raise ValueError(
+            _message("log_prob", "shape [B, T]", list(log_prob.shape), "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens.")
+            if cu_seqlens is None
+            else _message("log_prob", "shape [total_tokens], since cu_seqlens is given", list(log_prob.shape), "Flatten it, or drop cu_seqlens.")
+        )
+    shape = tuple(log_prob.shape)
+    if cu_seqlens is None:
+        sizes = f"[B, T] = {list(shape)} (that of log_prob)"
+        full = {"[B, T]": shape}
+        per_row = full | {"[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
+    else:
+        # Not [B]: where every sequence had one token it would be the shape of [total_tokens] too.
+        rows = cu_seqlens.shape[0] - 1
+        sizes = f"[total_tokens] = {list(shape)} (that of log_prob) and B = {rows} (from cu_seqlens)"
+        full = {"[total_tokens]": shape}
+        per_row = full | {"[B, 1]": (rows, 1)}
+    for name, value, dtypes, allowed in (
         ("old_log_prob", old_log_prob, FLOAT_DTYPES, full),
         ("advantages", advantages, FLOAT_DTYPES, per_row),
         ("response_mask", response_mask, _MASK_DTYPES, full),
-    ]
-    if rollout_is_weights is not None:
-        tensors.append(("rollout_is_weights", rollout_is_weights, FLOAT_DTYPES, per_row))
-    for name, value, dtypes, allowed in tensors:
-        _check_tensor(name, value, dtypes, log_prob.device)
-        _check_shape(name, value, allowed, (rows, cols))
+        ("rollout_is_weights", rollout_is_weights, FLOAT_DTYPES, per_row),
+        ("entropy", entropy, FLOAT_DTYPES, full),
+        ("ref_log_prob", ref_log_prob, FLOAT_DTYPES, full),
+    ):
+        if value is not None:
+            _check_tensor(name, value, dtypes, log_prob.device)
+            _check_shape(name, value, allowed, sizes)
+
+
+def check_options(
+    ref_log_prob: torch.Tensor | None, kl_type: str, kl_coef: float, rollout_is_lower: float | None, rollout_is_upper: float | None,
+    has_weights: bool,
+) -> None:  # fmt: skip
+    """The KL term and the bounds of the rollout's importance weights."""
+    if kl_type.removesuffix("+") not in KL_TYPES:
+        raise ValueError(
+            _message("kl_type", f"one of {', '.join(KL_TYPES)}, or one of them with a trailing + (straight-through)", repr(kl_type), "Choose one of these.")
+        )
+    check_non_negative("kl_coef", kl_coef, "It weighs the KL term; verl's default is 0.001.")
+    if kl_coef != 0 and ref_log_prob is None:
+        raise ValueError(_message("ref_log_prob", f"a tensor, since kl_coef = {kl_coef!r}", None, "Pass the reference's log-probabilities, or kl_coef=0."))
+    for name, bound in (("rollout_is_lower", rollout_is_lower), ("rollout_is_upper", rollout_is_upper)):
+        if bound is not None:
+            check_non_negative(name, bound, "It bounds the importance weights of the rollout.")
+            if not has_weights:
+                raise ValueError(_message("rollout_is_weights", f"a tensor, since {name} = {bound!r}", None, "Pass the weights that it bounds."))
+    if rollout_is_lower is not None:
+        if rollout_is_upper is None:
+            raise ValueError(_message("rollout_is_upper", "a number, since rollout_is_lower is given", None, "Weights outside both are masked (IcePop)."))
+        check_at_least("rollout_is_upper", rollout_is_upper, "rollout_is_lower", rollout_is_lower, "Weights outside both are masked (IcePop).")
+
+
+def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tuple[float | None, float | None]:
+    """``(lower, upper)`` of ``rollout_is_threshold``, as a number, a pair, or verl's ``"lower_upper"``."""
+    what = "rollout_is_threshold"
+    remedy = "One number truncates (TIS), two mask what lies outside (IcePop)."
+    expected = 'a number, a pair (lower, upper), or "lower_upper"'
+    if threshold is None:
+        return None, None
+    parts = threshold
+    if isinstance(threshold, str):
+        try:
+            parts = tuple(float(part) for part in threshold.split("_"))
+        except ValueError:
+            raise ValueError(_message(what, expected, repr(threshold), remedy)) from None
+    if not isinstance(parts, (tuple, list)):
+        parts = (parts,)
+    if len(parts) not in (1, 2):
+        raise ValueError(_message(what, expected, repr(threshold), remedy))
+    for part in parts:
+        check_positive(what, part, remedy)
+    return (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from maspo_ext.config import MaspoConfig, config_for
-from maspo_ext.stats import PolicyLossStats
+from maspo_ext import checks
+from maspo_ext.config import config_for
+from maspo_ext.methods import BapoConfig, MethodConfig
+from maspo_ext.ops import local_bapo_sums
+from maspo_ext.stats import PolicyLossStats, stat_names
 
 
 class PolicyLossOutput(NamedTuple):
@@ -29,56 +33,121 @@ def policy_loss(
     response_mask: torch.Tensor,
     *,
     ratio_mode: str = "maspo",
-    config: MaspoConfig | None = None,
+    config: MethodConfig | None = None,
     rollout_is_weights: torch.Tensor | None = None,
-    loss_agg_mode: str = "token-mean",
+    rollout_is_threshold: float | tuple[float, float] | str | None = None,
+    loss_agg_mode: str | None = None,
     dp_size: int = 1,
     batch_num_tokens: int | None = None,
     global_batch_size: int | None = None,
     loss_scale_factor: float | None = None,
+    dual_clip: bool = False,
+    entropy: torch.Tensor | None = None,
+    entropy_alpha: float = 0.0,
+    entropy_kappa: float = 2.0,
+    ref_log_prob: torch.Tensor | None = None,
+    kl_type: str = "k3",
+    kl_coef: float = 0.0,
+    cu_seqlens: torch.Tensor | None = None,
+    max_seqlen: int | None = None,
+    all_reduce_sums: Callable[[torch.Tensor], Any] | None = None,
     **hyper: Any,
 ) -> PolicyLossOutput:
-    """The fused per-token policy loss of a batch of responses, one pass over the data.
+    """The fused per-token policy loss of a batch of responses, one pass over the data (for ``bapo`` two).
 
     Args:
         log_prob: ``[B, T]``, log-probabilities (nats) of the response tokens under the policy that is trained; float32,
-            float64, bfloat16 or float16; arithmetic is in float32 (float64 for float64). Any strides.
+            float64, bfloat16 or float16; arithmetic is in float32 (float64 for float64). Any strides. With ``cu_seqlens``,
+            here and below, ``[total_tokens]``.
         old_log_prob: ``[B, T]``, the same under the policy that generated them.
-        advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``.
+        advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``; with ``cu_seqlens`` ``[total_tokens]`` or ``[B, 1]``.
         response_mask: ``[B, T]``, bool, integer or float; a weight per token. Where it is 0 no input is used, NaN included.
-        ratio_mode: the method; ``"maspo"``.
-        config: its hyper-parameters, ``MaspoConfig``; or give them as keywords (``sigma_base=1.0, alpha=0.3, ...``).
-        rollout_is_weights: ``[B, T]``, ``[B, 1]`` or ``[B]``; multiplies the token losses (statistics are without it).
+        ratio_mode: the method: ``maspo``, ``ppo`` (or ``grpo``, the same), ``clip_higher``, ``dac``, ``entropy_adv``, ``bapo`` or
+            ``sapo``.
+        config: its hyper-parameters, an object of ``maspo_ext.RATIO_MODES[ratio_mode]``; or give them as keywords.
+        rollout_is_weights: as ``advantages``; multiplies the token losses (statistics are without it).
+        rollout_is_threshold: bounds of these weights. One number truncates them there (TIS); two, as ``(lower, upper)`` or as
+            ``"lower_upper"`` (verl's form), set those outside to 0 (IcePop).
         loss_agg_mode: ``token-mean``, ``token-sum``, ``seq-mean-token-sum``, ``seq-mean-token-mean`` or
-            ``seq-mean-token-sum-norm``, as in verl 0.9.1.
+            ``seq-mean-token-sum-norm``, as in verl 0.9.1; None: that of the method's reference, ``seq-mean-token-mean`` for
+            ``sapo`` and ``token-mean`` for the others.
         dp_size: number of data-parallel ranks over which the trainer averages gradients.
         batch_num_tokens: unmasked tokens of the global batch (all ranks and micro-batches); None: of this call. A 0 is taken
             for an empty batch: with unmasked tokens in this call the loss is infinite.
         global_batch_size: sequences of the global batch; None: those of this call with an unmasked token.
-        loss_scale_factor: divisor of ``seq-mean-token-sum-norm``; None: T.
-        **hyper: fields of the config class, if ``config`` is None.
+        loss_scale_factor: divisor of ``seq-mean-token-sum-norm``; None: T (``max_seqlen``).
+        dual_clip: for ``A < 0`` count the ratio as at most ``clip_ratio_c``, a field of every config, without gradient
+            beyond. Only ``maspo`` and ``sapo`` do not do so anyway.
+        entropy: ``[B, T]``, nats, of the whole vocabulary; shapes the advantages by ``A + min(entropy_alpha * entropy,
+            |A| / entropy_kappa)`` before the method (Entropy Adv.); no gradient flows through it. ``ratio_mode="entropy_adv"``
+            needs it and has its own alpha and kappa.
+        ref_log_prob: ``[B, T]``; adds ``kl_coef`` times an estimate of KL(policy || reference), without the rollout's weights.
+        kl_type: ``k1`` (``kl``), ``abs``, ``k2`` (``mse``) or ``k3`` (``low_var_kl``); with a trailing ``+`` that value with the
+            gradient of k2, as in verl.
+        cu_seqlens: int32 or int64 ``[B + 1]``, the running sum of the sequence lengths after a 0: the tensors are packed end to
+            end. On a GPU its values are not looked at before the launch; a wrong one makes the loss NaN and leaves the gradient undefined.
+        max_seqlen: the length of the longest of them; with ``cu_seqlens``.
+        all_reduce_sums: for ``bapo``: called with the sums that its search decides by, to add them over data-parallel ranks in
+            place, for example ``torch.distributed.all_reduce``. Its result is not used.
+        **hyper: fields of the config class, if ``config`` is None; also by the reference implementations' names (``clip_low``,
+            ``clip_high``, ``clip_c``).
 
     Returns:
         ``PolicyLossOutput(loss, stats)``. A batch without unmasked tokens has loss 0 and gradient 0.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message says which, what was expected, what came and what to do.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second derivative is asked for, or ``cu_seqlens`` on a CPU does not fit the tensors.
 
-    Source: MASPO, arXiv 2602.17550; ``compute_policy_loss`` (ratio_mode "maspo") of the authors' verl fork;
-    aggregation: ``agg_loss`` of verl 0.9.1.
+    Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
+    method = config_for(ratio_mode, config, hyper)
+    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
+    tensors = (log_prob, old_log_prob, advantages, response_mask)
+    shared = {
+        "entropy": entropy,
+        "entropy_alpha": entropy_alpha,
+        "entropy_kappa": entropy_kappa,
+        "cu_seqlens": cu_seqlens,
+        "max_seqlen": max_seqlen,
+    }
     loss, stats = torch.ops.maspo.loss(
-        log_prob,
-        old_log_prob,
-        advantages,
-        response_mask,
+        *tensors,
         rollout_is_weights=rollout_is_weights,
-        loss_agg_mode=loss_agg_mode,
+        rollout_is_lower=rollout_is_lower,
+        rollout_is_upper=rollout_is_upper,
+        loss_agg_mode=method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
         dp_size=dp_size,
         batch_num_tokens=batch_num_tokens,
         global_batch_size=global_batch_size,
         loss_scale_factor=loss_scale_factor,
-        **config_for(ratio_mode, config, hyper).to_kwargs(),
+        dual_clip=dual_clip,
+        ref_log_prob=ref_log_prob,
+        kl_type=kl_type,
+        kl_coef=kl_coef,
+        bapo_sums=_reduced_sums(method, tensors, shared, all_reduce_sums),
+        **shared,
+        **method.op_keywords(ratio_mode),
     )
-    return PolicyLossOutput(loss, PolicyLossStats(stats))
+    names = stat_names(
+        ratio_mode,
+        entropy_adv=entropy is not None,
+        ref_kl=ref_log_prob is not None,
+        rollout_is=rollout_is_threshold is not None,
+    )
+    return PolicyLossOutput(loss, PolicyLossStats(stats, names))
+
+
+def _reduced_sums(method, tensors, shared, all_reduce_sums) -> torch.Tensor | None:
+    """BAPO's sums after the caller's reduction over ranks; None where the op takes its own."""
+    if all_reduce_sums is None:
+        return None
+    if not isinstance(method, BapoConfig):
+        raise ValueError(
+            f"maspo_ext: all_reduce_sums: expected None for {type(method).__name__}, got {all_reduce_sums!r}. Only bapo has sums: drop it."
+        )
+    checks.check_tensors(*tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"])
+    with torch.no_grad():
+        sums = local_bapo_sums(method, *tensors, **shared)
+        all_reduce_sums(sums)
+    return sums

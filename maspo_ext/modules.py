@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from maspo_ext import checks
-from maspo_ext.config import MaspoConfig, config_for
+from maspo_ext.config import config_for
 from maspo_ext.functional import PolicyLossOutput, policy_loss
+from maspo_ext.methods import MethodConfig
 
 
 class PolicyLoss(torch.nn.Module):
@@ -17,17 +18,19 @@ class PolicyLoss(torch.nn.Module):
     Args:
         ratio_mode, config, loss_agg_mode, **hyper: as in :func:`maspo_ext.policy_loss`; checked here.
 
-    ``forward(log_prob, old_log_prob, advantages, response_mask, **counts)`` takes the tensors and, per call,
-    ``rollout_is_weights``, ``dp_size``, ``batch_num_tokens``, ``global_batch_size``, ``loss_scale_factor``. It has no parameters.
+    ``forward(log_prob, old_log_prob, advantages, response_mask, **options)`` takes the tensors and, per call, the other
+    keywords of :func:`maspo_ext.policy_loss` (``rollout_is_weights``, ``dp_size``, ``entropy``, ``cu_seqlens``, ...). It has no
+    parameters.
     """
 
     def __init__(
-        self, ratio_mode: str = "maspo", config: MaspoConfig | None = None, loss_agg_mode: str = "token-mean", **hyper: Any
+        self, ratio_mode: str = "maspo", config: MethodConfig | None = None, loss_agg_mode: str | None = None, **hyper: Any
     ) -> None:
         super().__init__()
         self.ratio_mode = ratio_mode
         self.config = config_for(ratio_mode, config, hyper)
-        checks.check_agg_mode(loss_agg_mode)
+        if loss_agg_mode is not None:
+            checks.check_agg_mode(loss_agg_mode)
         self.loss_agg_mode = loss_agg_mode
 
     def forward(
@@ -36,7 +39,7 @@ class PolicyLoss(torch.nn.Module):
         old_log_prob: torch.Tensor,
         advantages: torch.Tensor,
         response_mask: torch.Tensor,
-        **counts: Any,
+        **options: Any,
     ) -> PolicyLossOutput:
         return policy_loss(
             log_prob,
@@ -46,7 +49,7 @@ class PolicyLoss(torch.nn.Module):
             ratio_mode=self.ratio_mode,
             config=self.config,
             loss_agg_mode=self.loss_agg_mode,
-            **counts,
+            **options,
         )
 
     def extra_repr(self) -> str:

@@ -5,12 +5,17 @@ Schemas and defaults: ``csrc/torch/schemas.cpp``. Importing this module register
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.autograd import forward_ad
 from torch.library import Library, register_fake
 
 from maspo_ext import checks
-from maspo_ext.stats import STAT_NAMES
+from maspo_ext.config import config_class_of
+from maspo_ext.methods import BapoConfig, MaspoConfig
+from maspo_ext.methods.entropy_adv import check_entropy_adv
+from maspo_ext.stats import NUM_STATS
 
 # Registrations live as long as this object.
 _library = Library("maspo", "IMPL")
@@ -27,17 +32,16 @@ class _SecondDerivative(torch.autograd.Function):
     def backward(ctx, _):
         raise RuntimeError(
             "maspo_ext: torch.ops.maspo.loss has no second derivative: expected one backward pass, got a derivative of the "
-            "gradient (create_graph=True, gradient penalty, Hessian). Use maspo_ext.reference.maspo_loss for that."
+            "gradient (create_graph=True, gradient penalty, Hessian). Use maspo_ext.reference.loss for that."
         )
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, log_prob, old_log_prob, advantages, response_mask, keywords):
-        loss, stats, dlogp, row_scale = torch.ops.maspo.loss_forward(
-            log_prob, old_log_prob, advantages, response_mask, **keywords, need_grad=True
-        )
-        ctx.save_for_backward(log_prob, dlogp, row_scale)
+    def forward(ctx, log_prob, tensors, keywords):
+        loss, stats, dlogp, row_scale = torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=True)
+        ctx.save_for_backward(log_prob, dlogp, row_scale, keywords["cu_seqlens"])
+        ctx.max_seqlen = keywords["max_seqlen"]
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
@@ -45,12 +49,12 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, _grad_stats):
         if grad_loss is None:
-            return None, None, None, None, None
-        log_prob, dlogp, row_scale = ctx.saved_tensors
-        grad = torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, log_prob.dtype)
+            return None, None, None
+        log_prob, dlogp, row_scale, cu_seqlens = ctx.saved_tensors
+        grad = torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
         if torch.is_grad_enabled():
             grad = _SecondDerivative.apply(grad, log_prob)
-        return grad, None, None, None, None
+        return grad, None, None
 
 
 def _loss(
@@ -76,14 +80,23 @@ def _loss(
     clip_ratio_low=0.2,
     clip_ratio_high=0.2,
     clip_ratio_c=3.0,
+    ratio_mode="maspo",
+    hyper=(),
+    bapo_sums=None,
+    dual_clip=False,
+    entropy=None,
+    entropy_alpha=0.0,
+    entropy_kappa=2.0,
+    ref_log_prob=None,
+    kl_type="k3",
+    kl_coef=0.0,
+    rollout_is_lower=None,
+    rollout_is_upper=None,
+    cu_seqlens=None,
+    max_seqlen=None,
 ):
     """Kernel of ``maspo::loss`` on every device; the dispatcher drops arguments at their default, so it repeats them."""
-    checks.check_tensors(log_prob, old_log_prob, advantages, response_mask, rollout_is_weights)
-    checks.check_maspo_hyper(sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg)
-    checks.check_clip_ratios(clip_ratio_low, clip_ratio_high, clip_ratio_c)
-    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
-    keywords = {
-        "rollout_is_weights": rollout_is_weights,
+    named = {
         "sigma_base": sigma_base,
         "alpha": alpha,
         "sigma_high": sigma_high,
@@ -91,28 +104,125 @@ def _loss(
         "adv_high": adv_high,
         "beta_pos": beta_pos,
         "beta_neg": beta_neg,
-        "loss_agg_mode": loss_agg_mode,
-        "dp_size": dp_size,
-        "batch_num_tokens": batch_num_tokens,
-        "global_batch_size": global_batch_size,
-        "loss_scale_factor": loss_scale_factor,
         "gate_gradient": gate_gradient,
         "clip_ratio_low": clip_ratio_low,
         "clip_ratio_high": clip_ratio_high,
         "clip_ratio_c": clip_ratio_c,
     }
+    config = _config(ratio_mode, named, hyper)
+    checks.check_tensors(
+        log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen
+    )
+    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    checks.check_options(ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None)
     if forward_ad.unpack_dual(log_prob).tangent is not None:
         # Without this, the tangent would be dropped in silence.
         raise NotImplementedError(
             "maspo_ext: torch.ops.maspo.loss has no forward-mode derivative: expected a log_prob without a tangent, got a dual "
-            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.maspo_loss."
+            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.loss."
         )
+
+    entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa)
+    shared = {
+        "entropy": entropy,
+        "entropy_alpha": entropy_alpha,
+        "entropy_kappa": entropy_kappa,
+        "cu_seqlens": _as_int64(cu_seqlens),
+        "max_seqlen": max_seqlen,
+    }
+    tensors = (old_log_prob, advantages, response_mask)
+    keywords = {
+        **shared,
+        "method": config.method,
+        "hyper": config.kernel_hyper(),
+        "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
+        "clip_bounds": _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size),
+        "rollout_is_weights": rollout_is_weights,
+        "loss_agg_mode": loss_agg_mode,
+        "dp_size": dp_size,
+        "batch_num_tokens": batch_num_tokens,
+        "global_batch_size": global_batch_size,
+        "loss_scale_factor": loss_scale_factor,
+        "dual_clip": dual_clip or config.dual_clip,
+        "ref_log_prob": ref_log_prob,
+        "kl_type": _KL_NAMES.get(kl_type.removesuffix("+"), kl_type.removesuffix("+")) + "+" * kl_type.endswith("+"),
+        "kl_coef": kl_coef,
+        "rollout_is_lower": rollout_is_lower,
+        "rollout_is_upper": rollout_is_upper,
+    }
     if torch.is_grad_enabled() and log_prob.requires_grad:
-        return _Loss.apply(log_prob, old_log_prob, advantages, response_mask, keywords)
-    return torch.ops.maspo.loss_forward(log_prob, old_log_prob, advantages, response_mask, **keywords, need_grad=False)[:2]
+        return _Loss.apply(log_prob, tensors, keywords)
+    return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=False)[:2]
 
 
 _library.impl("loss", _loss, "CompositeImplicitAutograd")
+
+# verl has two names for some estimates.
+_KL_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+_NAMED_DEFAULTS = {name: field.default for name, field in MaspoConfig.__dataclass_fields__.items()}
+
+
+def _config(ratio_mode, named, hyper):
+    """The checked config of a call: MASPO's from the named arguments, another mode's from ``hyper``."""
+    config_class = config_class_of(ratio_mode)
+    if config_class is MaspoConfig:
+        if hyper:
+            raise ValueError(
+                f"maspo_ext: hyper: expected nothing for ratio_mode='maspo', got {list(hyper)}. Its hyper-parameters are the named arguments."
+            )
+        return MaspoConfig(**named)
+    changed = [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]
+    if changed:
+        raise ValueError(
+            f"maspo_ext: {', '.join(changed)}: expected the default for ratio_mode={ratio_mode!r}, got {named[changed[0]]!r}. "
+            f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
+        )
+    return config_class.from_hyper(hyper)
+
+
+def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):
+    """``(alpha, kappa)`` of the entropy's part in the advantages: the method's own, or those of the call."""
+    of_method = config.entropy_adv()
+    if of_method is not None:
+        if entropy is None:
+            raise ValueError(
+                f"maspo_ext: entropy: expected a tensor for ratio_mode={ratio_mode!r}, got None. Pass the entropy of each token, [B, T]."
+            )
+        return of_method
+    check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
+    if entropy_alpha != 0 and entropy is None:
+        raise ValueError(
+            f"maspo_ext: entropy: expected a tensor, since entropy_alpha = {entropy_alpha!r}, got None. Pass the entropy of each token, [B, T]."
+        )
+    return entropy_alpha, entropy_kappa
+
+
+def _as_int64(cu_seqlens):
+    return None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
+
+
+def local_bapo_sums(config, log_prob, *tensors, cu_seqlens, **shared):
+    """The sums of this call's tokens by which BAPO's search decides; float64, without gradient."""
+    return torch.ops.maspo.bapo_sums(
+        log_prob.detach(), *tensors, **config.candidates(), **shared, cu_seqlens=_as_int64(cu_seqlens)
+    )
+
+
+def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
+    """What BAPO's search finds, on the device; None for every other method."""
+    if not isinstance(config, BapoConfig):
+        if bapo_sums is not None:
+            raise ValueError("maspo_ext: bapo_sums: expected None for a ratio_mode other than 'bapo', got a tensor. Drop it.")
+        return None
+    if bapo_sums is None:
+        if dp_size > 1:
+            raise ValueError(
+                f"maspo_ext: bapo_sums: expected the sums over all {dp_size} data-parallel ranks, since dp_size > 1, got None. "
+                "Pass all_reduce_sums to policy_loss, or add torch.ops.maspo.bapo_sums(...) over the ranks (all_reduce) and pass the "
+                "result: the op runs no collective of its own."
+            )
+        bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared)
+    return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates(), **config.search())
 
 
 def _arithmetic_dtype(log_prob: torch.Tensor) -> torch.dtype:
@@ -120,18 +230,43 @@ def _arithmetic_dtype(log_prob: torch.Tensor) -> torch.dtype:
 
 
 @register_fake("maspo::loss_forward")
-def _(log_prob, old_log_prob, advantages, response_mask, *, rollout_is_weights=None, need_grad=True, **_keywords):
-    checks.check_tensors(log_prob, old_log_prob, advantages, response_mask, rollout_is_weights)
-    rows, cols = log_prob.shape
+def _(
+    log_prob,
+    old_log_prob,
+    advantages,
+    response_mask,
+    *,
+    rollout_is_weights=None,
+    entropy=None,
+    ref_log_prob=None,
+    cu_seqlens=None,
+    max_seqlen=None,
+    need_grad=True,
+    **_keywords,
+):
+    checks.check_tensors(
+        log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen
+    )
+    rows = log_prob.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = _arithmetic_dtype(log_prob)
     return (
         log_prob.new_empty((), dtype=dtype),
-        log_prob.new_empty((len(STAT_NAMES),), dtype=torch.float64),
-        log_prob.new_empty((rows if need_grad else 0, cols), dtype=dtype),
+        log_prob.new_empty((NUM_STATS,), dtype=torch.float64),
+        log_prob.new_empty(log_prob.shape if need_grad else (0, *log_prob.shape[1:]), dtype=dtype),
         log_prob.new_empty((rows,), dtype=torch.float64),
     )
 
 
 @register_fake("maspo::loss_backward")
-def _(grad_loss, dlogp, row_scale, dtype):
+def _(grad_loss, dlogp, row_scale, dtype, cu_seqlens=None, max_seqlen=None):
     return dlogp.new_empty(dlogp.shape, dtype=dtype)
+
+
+@register_fake("maspo::bapo_sums")
+def _(log_prob, old_log_prob, advantages, response_mask, *, lower, upper, **_keywords):
+    return log_prob.new_empty((len(lower) + len(upper),), dtype=torch.float64)
+
+
+@register_fake("maspo::bapo_bounds")
+def _(sums, **_keywords):
+    return sums.new_empty((3,))

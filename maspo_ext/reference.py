@@ -1,6 +1,7 @@
 """The same loss in plain torch: documentation of the op, oracle of its tests, and a form with second derivatives.
 
-Slower and larger in memory than ``torch.ops.maspo.loss``; nothing falls back to it.
+Slower and larger in memory than ``torch.ops.maspo.loss``; nothing falls back to it. The formula of each method is
+``token_loss`` of its config class in ``maspo_ext.methods``.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maspo_ext.stats import STAT_NAMES
+from maspo_ext.methods import RATIO_MODES, MaspoConfig, MethodConfig
+from maspo_ext.methods.base import Token
+from maspo_ext.methods.entropy_adv import shaped_advantages
+from maspo_ext.stats import METHOD_SLOTS
 
 MAX_LOG_RATIO = 20.0
+MAX_K3 = 10.0
 
 
 def _column(value: Tensor) -> Tensor:
@@ -45,7 +50,28 @@ def aggregate(
     return torch.where(empty, 0, row_loss * torch.where(empty, 0, scale)).sum()
 
 
-def maspo_loss(
+def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, kl_type: str) -> Tensor:
+    """The estimate of KL(policy || reference) per token; the rules of verl 0.9.1's ``kl_penalty``."""
+    difference = log_prob - ref_log_prob
+    if kl_type.endswith("+"):
+        k2 = 0.5 * difference**2
+        return k2 - k2.detach() + kl_penalty(log_prob, ref_log_prob, kl_type[:-1]).detach()
+    if kl_type in ("k1", "kl"):
+        return difference
+    if kl_type == "abs":
+        return difference.abs()
+    if kl_type in ("k2", "mse"):
+        return 0.5 * difference**2
+    x = clamped(-difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return clamped(x.exp() - x - 1, -MAX_K3, MAX_K3)
+
+
+def clamped(value: Tensor, low: float, high: float) -> Tensor:
+    """``value.clamp(low, high)`` whose gradient passes at the bounds; torch's does or does not, by its version."""
+    return torch.where(value > high, high, torch.where(value < low, low, value))
+
+
+def loss(
     log_prob: Tensor,
     old_log_prob: Tensor,
     advantages: Tensor,
@@ -68,61 +94,104 @@ def maspo_loss(
     clip_ratio_low: float = 0.2,
     clip_ratio_high: float = 0.2,
     clip_ratio_c: float = 3.0,
+    ratio_mode: str = "maspo",
+    hyper: tuple[float, ...] = (),
+    bapo_sums: Tensor | None = None,
+    dual_clip: bool = False,
+    entropy: Tensor | None = None,
+    entropy_alpha: float = 0.0,
+    entropy_kappa: float = 2.0,
+    ref_log_prob: Tensor | None = None,
+    kl_type: str = "k3",
+    kl_coef: float = 0.0,
+    rollout_is_lower: float | None = None,
+    rollout_is_upper: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    max_seqlen: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Plain-torch twin of ``torch.ops.maspo.loss``: same arguments, same results ``(loss, stats)``.
 
-    Source: MASPO, arXiv 2602.17550; ``compute_policy_loss`` (ratio_mode "maspo") of the authors' verl fork.
+    Not in the twin: ``bapo_sums`` (it searches the tokens it is given) and packed tensors (pad them).
+
+    Source: the config class of each mode.
     """
+    if bapo_sums is not None or cu_seqlens is not None or max_seqlen is not None:
+        raise NotImplementedError("maspo_ext.reference.loss: bapo_sums, cu_seqlens and max_seqlen: expected None. Use torch.ops.maspo.loss.")
+    config: MethodConfig
+    if ratio_mode == "maspo":
+        # Not checked: the tests of the reference's own settings are outside of the ranges.
+        config = object.__new__(MaspoConfig)
+        values = (sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg, gate_gradient)
+        values += (clip_ratio_low, clip_ratio_high, clip_ratio_c)
+        for name, value in zip(MaspoConfig.__dataclass_fields__, values, strict=True):
+            object.__setattr__(config, name, value)
+    else:
+        config = RATIO_MODES[ratio_mode].from_hyper(list(hyper))
+
     dtype = torch.float64 if log_prob.dtype == torch.float64 else torch.float32
     mask = response_mask.to(dtype)
     valid = mask != 0
 
-    def unmasked(value: Tensor, otherwise: float) -> Tensor:
+    def unmasked(value: Tensor, otherwise: float = 0.0) -> Tensor:
         return torch.where(valid, _column(value).to(dtype), otherwise)
 
-    new, old, adv = unmasked(log_prob, 0.0), unmasked(old_log_prob, 0.0), unmasked(advantages, 0.0)
+    new, old, adv = unmasked(log_prob), unmasked(old_log_prob), unmasked(advantages)
     is_weights = torch.ones_like(mask) if rollout_is_weights is None else unmasked(rollout_is_weights, 1.0)
+    inputs = [new, old, adv, is_weights]
+    bonus = torch.zeros_like(mask)
+    if entropy is not None:
+        inputs.append(unmasked(entropy))
+        shaped = shaped_advantages(adv, inputs[-1], *(config.entropy_adv() or (entropy_alpha, entropy_kappa)))
+        adv, bonus = shaped, shaped - adv
 
     difference = new - old
-    # Not torch.clamp: whether its gradient passes exactly at a bound depends on the version of torch. Here it passes.
-    log_ratio = torch.where(difference.abs() > MAX_LOG_RATIO, difference.detach().sign() * MAX_LOG_RATIO, difference)
+    log_ratio = clamped(difference, -MAX_LOG_RATIO if config.clamp_low else -torch.inf, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
-    mass = (sigma_base * (-alpha * old.clamp(min=torch.finfo(dtype).min)).exp()).clamp(sigma_base, sigma_high)
-    risk = torch.where(adv > 0, 1 + beta_pos * adv, 1 / (1 - beta_neg * adv))
-    sigma = mass * risk.clamp(adv_low, adv_high)
-    gated_pos, gated_neg = (adv > 0) & (ratio > 1), (adv < 0) & (ratio < 1)
-    overshoot = ratio if gate_gradient else ratio.detach()
-    gate = torch.where(gated_pos | gated_neg, (-0.5 * ((overshoot - 1) / sigma) ** 2).exp(), 1.0)
-    token_loss = -adv * gate * ratio * is_weights
-    loss = aggregate(token_loss, mask, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    beyond_c = (adv < 0) & (ratio > config.clip_ratio_c)
+    bounded = torch.where(beyond_c, config.clip_ratio_c, ratio) if dual_clip or config.dual_clip else ratio
+    token = config.token_loss(Token(bounded, old, adv, mask, ratio.detach()))
+
+    outside = torch.zeros_like(valid)
+    if rollout_is_upper is not None:
+        outside = is_weights > rollout_is_upper
+        if rollout_is_lower is not None:
+            outside = outside | (is_weights < rollout_is_lower)
+        is_weights = torch.where(outside, rollout_is_upper if rollout_is_lower is None else 0.0, is_weights)
+    token_loss = token.loss * is_weights
+    ref_kl = torch.zeros_like(mask)
+    if ref_log_prob is not None:
+        inputs.append(unmasked(ref_log_prob))
+        ref_kl = kl_penalty(new, inputs[-1], kl_type)
+        token_loss = token_loss + kl_coef * ref_kl
+    total = aggregate(token_loss, mask, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
 
     with torch.no_grad():
         tokens = mask.sum(dtype=torch.float64)
 
-        def mean(value: Tensor) -> Tensor:
-            return torch.where(tokens == 0, 0.0, (value * mask).sum(dtype=torch.float64) / tokens)
-
-        def mean_over(value: Tensor, where: Tensor) -> Tensor:
-            weight = mask * where
+        def mean(value: Tensor, where: Tensor | None = None) -> Tensor:
+            if value.dim() == 0:
+                return value
+            weight = mask if where is None else mask * where
             weighted = (value * weight).sum(dtype=torch.float64) / weight.sum(dtype=torch.float64)
-            return torch.where(tokens == 0, 0.0, torch.where(where.any(), weighted, 1.0))
+            otherwise = 0.0 if where is None else 1.0
+            return torch.where(tokens == 0, 0.0, torch.where((weight != 0).any(), weighted, otherwise))
 
-        low, high = 1 - clip_ratio_low, 1 + clip_ratio_high
-        nonfinite = ~(new.isfinite() & old.isfinite() & adv.isfinite() & is_weights.isfinite())
+        nothing = tokens.new_zeros(())
         seen = ratio[valid & ~ratio.isnan()].double()
-        stats = {
-            "actor/pg_clipfrac": mean(((adv > 0) & (ratio > high)) | ((adv < 0) & (ratio < low))),
-            "actor/ppo_kl": mean(-log_ratio),
-            "actor/pg_clipfrac_lower": mean((adv < 0) & (ratio.clamp(min=low) > clip_ratio_c)),
-            "actor/maspo_gate_mean_pos": mean_over(gate, gated_pos & valid),
-            "actor/maspo_gate_mean_neg": mean_over(gate, gated_neg & valid),
-            "actor/maspo_gated_frac_pos": mean(gated_pos),
-            "actor/maspo_gated_frac_neg": mean(gated_neg),
-            "actor/maspo_sigma_mean": mean(sigma),
-            "actor/ratio_min": seen.min() if seen.numel() else tokens.new_zeros(()),
-            "actor/ratio_mean": mean(ratio),
-            "actor/ratio_max": seen.max() if seen.numel() else tokens.new_zeros(()),
-            "actor/log_ratio_clamped_frac": mean(~(difference.abs() <= MAX_LOG_RATIO)),
-            "actor/nonfinite_count": (nonfinite & valid).sum(dtype=torch.float64),
-        }
-        return loss, torch.stack([stats[name] for name in STAT_NAMES])
+        of_method = [mean(*stat) for stat in token.stats]
+        stats = [
+            nothing if token.clipped is None else mean(token.clipped),
+            mean(-(log_ratio if config.clamp_low else difference)),
+            mean(beyond_c) if dual_clip or config.reports_dual_clip else nothing,
+            *of_method,
+            *[nothing] * (METHOD_SLOTS - len(of_method)),
+            seen.min() if seen.numel() else nothing,
+            mean(ratio),
+            seen.max() if seen.numel() else nothing,
+            mean(~((difference <= MAX_LOG_RATIO) & ((difference >= -MAX_LOG_RATIO) | (not config.clamp_low)))),
+            (~torch.stack([value.isfinite() for value in inputs]).all(0) & valid).sum(dtype=torch.float64),
+            mean(bonus),
+            mean(ref_kl),
+            mean(outside),
+        ]
+        return total, torch.stack([stat.double() for stat in stats])

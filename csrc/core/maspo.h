@@ -9,54 +9,63 @@
 // sigma is a standard deviation. Reference: compute_policy_loss, ratio_mode "maspo", of the authors' verl fork.
 #pragma once
 
-#include "core/ratio.h"
+#include "core/clip.h"
 
 namespace maspo {
 
 template <class S>
 struct MaspoHyper {
+  static constexpr bool kClampLow = true;
+  static constexpr int kSums = 5;
   S sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg;
   bool gate_gradient;  // differentiate through the gate; the reference treats it as a constant
+  S clip_low, clip_high;  // of the clip that pg_clipfrac counts, as in the reference; MASPO does not apply it
+
+  MASPO_HD MaspoHyper from(const double* v) {
+    return {static_cast<S>(v[0]), static_cast<S>(v[1]), static_cast<S>(v[2]), static_cast<S>(v[3]),
+            static_cast<S>(v[4]), static_cast<S>(v[5]), static_cast<S>(v[6]), v[7] != 0.0,
+            static_cast<S>(v[8]), static_cast<S>(v[9])};
+  }
+  MASPO_HD void finish(const double* sums, double tokens, double* stats) {
+    const double open_gate = tokens == 0 ? 0.0 : 1.0;
+    stats[0] = mean_or(sums[0], sums[2], open_gate);
+    stats[1] = mean_or(sums[1], sums[3], open_gate);
+    for (int i = 2; i < 5; ++i) stats[i] = mean_or(sums[i], tokens, 0.0);
+  }
 };
 
 template <class V>
-struct MaspoToken {
-  using Flag = decltype(V() < V());
-  V loss;
-  V dloss;  // d loss / d log_prob
-  V sigma;
-  V gate;
-  Flag gated_pos, gated_neg;  // the two overshooting quadrants
-};
-
-template <class V>
-MASPO_HD MaspoToken<V> maspo_token(const Ratio<V>& r, V old_log_prob, V advantage, const MaspoHyper<scalar_t<V>>& h) {
+MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advantage,
+                                     const MaspoHyper<scalar_t<V>>& h) {
   using S = scalar_t<V>;
   const V zero = V(S(0)), one = V(S(1));
-  MaspoToken<V> token;
+  const auto pos = advantage > zero, neg = advantage < zero;
 
   // 1 / pi_old^alpha as exp(-alpha log pi_old): overflow to inf ends at sigma_high, which is the right answer. The lower
   // bound keeps alpha = 0 with old_log_prob = -inf from being 0 * inf.
-  const V finite_old = select(old_log_prob < V(-Limits<S>::max), V(-Limits<S>::max), old_log_prob);
+  const V finite_old = at_least(old_log_prob, V(-Limits<S>::max));
   const V mass = clamp(V(h.sigma_base) * exp_of(V(-h.alpha) * finite_old), V(h.sigma_base), V(h.sigma_high));
-  const V risk = select(advantage > zero, one + V(h.beta_pos) * advantage, one / (one - V(h.beta_neg) * advantage));
-  token.sigma = mass * clamp(risk, V(h.adv_low), V(h.adv_high));
+  const V risk = select(pos, one + V(h.beta_pos) * advantage, one / (one - V(h.beta_neg) * advantage));
+  const V sigma = mass * clamp(risk, V(h.adv_low), V(h.adv_high));
 
-  token.gated_pos = (advantage > zero) & (r.ratio > one);
-  token.gated_neg = (advantage < zero) & (r.ratio < one);
-  const auto gated = token.gated_pos | token.gated_neg;
-  const V z = (r.ratio - one) / token.sigma;
-  token.gate = select(gated, exp_of(V(S(-0.5)) * z * z), one);
+  const auto gated_pos = pos & (r.ratio > one), gated_neg = neg & (r.ratio < one);
+  const auto gated = gated_pos | gated_neg;
+  const V z = (r.ratio - one) / sigma;
+  const V gate = select(gated, exp_of(V(S(-0.5)) * z * z), one);
 
-  token.loss = -advantage * token.gate * r.ratio;
+  MethodToken<V> token;
+  token.loss = -advantage * gate * r.ratio;
   token.dloss = select(r.inside, token.loss, zero);
   if (h.gate_gradient) {
     // d gate / d log_prob = -gate * rho (rho - 1) / sigma^2; where the gate has underflowed its slope is 0, not 0 * inf.
-    const V slope = select(gated & (token.gate > zero), one - r.ratio * z / token.sigma, one);
-    token.dloss = token.dloss * slope;
+    token.dloss = token.dloss * select(gated & (gate > zero), one - r.ratio * z / sigma, one);
   }
-  // NaN in log_prob or old_log_prob makes `inside` false: let it reach the gradient instead of hiding it.
-  token.dloss = select(r.ratio != r.ratio, token.loss, token.dloss);
+  token.clipped = beyond_clip(r.ratio, advantage, V(h.clip_low), V(h.clip_high));
+  token.sums[0] = select(gated_pos, gate, zero);
+  token.sums[1] = select(gated_neg, gate, zero);
+  token.sums[2] = one_where<V>(gated_pos);
+  token.sums[3] = one_where<V>(gated_neg);
+  token.sums[4] = sigma;
   return token;
 }
 

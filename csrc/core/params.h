@@ -2,64 +2,64 @@
 #pragma once
 
 #include "core/aggregate.h"
+#include "core/batch.h"
 #include "core/token.h"
 
 namespace maspo {
 
-enum DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
-
-// A [B, T] input of any dtype and strides (in elements); a broadcast dimension has stride 0.
-struct View {
-  const void* data;
-  int64_t row_stride;
-  int64_t col_stride;
-  DType dtype;
-};
-
-// How an engine cuts the batch: into pieces of at most `piece_tokens` tokens of one row, and into units that are worked on
-// independently. By B and T alone, so that the order of all additions, and every bit of the result, is the same from run to
-// run and for any number of threads.
-struct Tiling {
-  int64_t piece_tokens;
-  int64_t pieces_per_row;  // at least 1, so that a row of width 0 has its (empty) sums
-  int64_t units;
-};
-
-// What a piece adds to its row.
-struct RowSums {
-  double tokens;
-  double loss;
-};
-
 struct LossParams {
-  int64_t rows, cols;
+  Batch batch;
   View log_prob, old_log_prob, advantages, response_mask;
-  View rollout_is_weights;  // data is null when there are none
-  LossHyper<double> hyper;
+  View rollout_is_weights, entropy, ref_log_prob;  // data is null where there are none
+  int32_t method;                                  // enum Method
+  double hyper[kMaxHyper];
+  const double* clip_bounds;  // kNumClipBounds of BAPO's search, in the engine's memory; null: hyper has the bounds
+  Options<double> options;
   Aggregation aggregation;
   Tiling tiling;
 
   // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
-  void* dlogp;  // [B, T] of S, contiguous: d loss / d log_prob before row_scale; null when no gradient is wanted
-  RowSums* pieces;          // [B, tiling.pieces_per_row]
+  void* dlogp;  // a number of S per token, contiguous: d loss / d log_prob before row_scale; null: not wanted
+  RowSums* pieces;          // [rows, tiling.pieces_per_row]
   StatSums<double>* units;  // [tiling.units]
   // Outputs of the finishing step.
-  double* row_scale;  // [B]
+  double* row_scale;  // [rows]
   double* stats;      // [kNumStats]
   void* loss;         // one S
 };
 
-MASPO_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// BAPO's pass over the tokens: the sums of bapo.h at all candidates.
+struct BapoParams {
+  Batch batch;
+  View log_prob, old_log_prob, advantages, response_mask, entropy;
+  double entropy_alpha, entropy_kappa;
+  BapoCandidates candidates;
+  Tiling tiling;
+  double* units;  // [tiling.units, candidates]
+  double* sums;   // [candidates]
+};
+
+MASPO_HD int32_t candidate_count(const BapoCandidates& c) { return c.lower_count + c.upper_count; }
+
+template <template <class> class Hyper, class S>
+MASPO_HD Hyper<S> hyper_of(const LossParams& p) {
+  return Hyper<S>::from(p.clip_bounds == nullptr ? p.hyper : p.clip_bounds);
+}
 
 template <class S>
-MASPO_HD LossHyper<S> hyper_as(const LossHyper<double>& h) {
-  const MaspoHyper<double>& m = h.method;
-  return {{static_cast<S>(m.sigma_base), static_cast<S>(m.alpha), static_cast<S>(m.sigma_high),
-           static_cast<S>(m.adv_low), static_cast<S>(m.adv_high), static_cast<S>(m.beta_pos),
-           static_cast<S>(m.beta_neg), m.gate_gradient},
-          static_cast<S>(h.clip_low),
-          static_cast<S>(h.clip_high),
-          static_cast<S>(h.clip_c)};
+MASPO_HD Options<S> options_as(const Options<double>& o) {
+  return {static_cast<S>(o.clip_ratio_c),
+          o.dual_clip,
+          o.has_entropy,
+          static_cast<S>(o.entropy_alpha),
+          static_cast<S>(o.entropy_kappa),
+          o.has_ref,
+          o.kl_type,
+          o.kl_straight_through,
+          static_cast<S>(o.kl_coef),
+          o.is_rule,
+          static_cast<S>(o.is_lower),
+          static_cast<S>(o.is_upper)};
 }
 
 }  // namespace maspo

@@ -11,10 +11,14 @@
 #include <math.h>
 #include <stdint.h>
 #else
+using int8_t = signed char;
+using uint8_t = unsigned char;
+using int16_t = short;
+using uint16_t = unsigned short;
 using int32_t = int;
 using uint32_t = unsigned int;
-using uint16_t = unsigned short;
 using int64_t = long long;
+using uintptr_t = unsigned long long;
 #endif
 
 namespace maspo {
@@ -27,9 +31,14 @@ struct Scalar {
 };
 template <class V>
 using scalar_t = typename Scalar<V>::type;
+// What comparing two values gives: bool, or a register of them.
+template <class V>
+using flag_t = decltype(V() < V());
 
 MASPO_HD float exp_of(float v) { return ::expf(v); }
 MASPO_HD double exp_of(double v) { return ::exp(v); }
+MASPO_HD float sqrt_of(float v) { return ::sqrtf(v); }
+MASPO_HD double sqrt_of(double v) { return ::sqrt(v); }
 
 MASPO_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 MASPO_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
@@ -43,13 +52,32 @@ struct Limits<float> {
 template <>
 struct Limits<double> {
   static constexpr double max = 1.7976931348623157e+308;
+  MASPO_HD double infinity() {
+#if defined(__CUDA_ARCH__)
+    return __longlong_as_double(0x7ff0000000000000LL);
+#else
+    return __builtin_inf();
+#endif
+  }
 };
 
+// min and max that keep a NaN in `value`.
+template <class V>
+MASPO_HD V at_least(V value, V low) {
+  return select(value < low, low, value);
+}
+template <class V>
+MASPO_HD V at_most(V value, V high) {
+  return select(value > high, high, value);
+}
 // min(max(value, low), high): high wins when low > high, as in torch.clamp; NaN stays NaN.
 template <class V>
 MASPO_HD V clamp(V value, V low, V high) {
-  const V raised = select(value < low, low, value);
-  return select(raised > high, high, raised);
+  return at_most(at_least(value, low), high);
+}
+template <class V>
+MASPO_HD V abs_of(V value) {
+  return select(value < V(scalar_t<V>(0)), -value, value);
 }
 
 }  // namespace maspo

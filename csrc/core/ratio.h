@@ -10,21 +10,27 @@ constexpr double kMaxLogRatio = 20.0;
 
 template <class V>
 struct Ratio {
-  using Flag = decltype(V() < V());
-  V log_ratio;  // x = clip(d, -20, 20), d = log_prob - old_log_prob
-  V ratio;      // rho = exp(x)
-  Flag inside;  // -20 <= d <= 20, bounds included: there d rho / d log_prob = rho, elsewhere 0 (NaN: false)
+  V log_ratio;        // x = clip(d, -20, 20), d = log_prob - old_log_prob
+  V ratio;            // rho = exp(x)
+  flag_t<V> inside;   // -20 <= d <= 20, bounds included: there d rho / d log_prob = rho, elsewhere 0 (NaN: false)
 };
 
-template <class V>
+// kClampLow = false leaves d unclamped from below, and x = d: DAC's reference clamps nothing.
+template <bool kClampLow, class V>
 MASPO_HD Ratio<V> ratio_of(V log_prob, V old_log_prob) {
   const V high = V(scalar_t<V>(kMaxLogRatio));
   const V low = V(scalar_t<V>(-kMaxLogRatio));
   const V difference = log_prob - old_log_prob;
   Ratio<V> r;
-  r.log_ratio = clamp(difference, low, high);
-  r.ratio = exp_of(r.log_ratio);
-  r.inside = (difference >= low) & (difference <= high);
+  if (kClampLow) {
+    r.log_ratio = clamp(difference, low, high);
+    r.ratio = exp_of(r.log_ratio);
+    r.inside = (difference >= low) & (difference <= high);
+  } else {
+    r.log_ratio = difference;
+    r.ratio = exp_of(at_most(difference, high));
+    r.inside = difference <= high;
+  }
   return r;
 }
 

@@ -1,7 +1,8 @@
 // The sums that one pass keeps, and the statistics made of them. Names and order: maspo_ext/stats.py.
 #pragma once
 
-#include "core/maspo.h"
+#include "core/bapo.h"
+#include "core/methods.h"
 
 namespace maspo {
 
@@ -10,15 +11,13 @@ enum Sum {
   kTokens,
   kLogRatio,
   kRatio,
-  kSigma,
   kClip,
   kClipLower,
-  kGatedPos,
-  kGatedNeg,
-  kGatePos,
-  kGateNeg,
   kClamped,
   kNonfinite,
+  kEntropyBonus,
+  kRefKl,
+  kIsOutside,
   kNumSums
 };
 
@@ -26,61 +25,68 @@ enum Stat {
   kStatClipfrac,
   kStatKl,
   kStatClipfracLower,
-  kStatGateMeanPos,
-  kStatGateMeanNeg,
-  kStatGatedFracPos,
-  kStatGatedFracNeg,
-  kStatSigmaMean,
-  kStatRatioMin,
+  kStatMethod,  // kMethodStats of them, as the method says
+  kStatRatioMin = kStatMethod + kMethodStats,
   kStatRatioMean,
   kStatRatioMax,
   kStatClampedFrac,
   kStatNonfinite,
+  kStatEntropyBonus,
+  kStatRefKl,
+  kStatIsOutside,
   kNumStats
 };
 
-template <class V>
+// kMethodSums: those of the method that runs; where methods are stored alike, kMaxMethodSums.
+template <class V, int kMethodSums = kMaxMethodSums>
 struct StatSums {
   V sum[kNumSums];
+  V method[kMethodSums > 0 ? kMethodSums : 1];
   V ratio_min, ratio_max;  // of the finite ratios; max < min where there was none
 };
 
-template <class V>
-MASPO_HD StatSums<V> no_sums() {
-  StatSums<V> s;
-  for (int i = 0; i < kNumSums; ++i) s.sum[i] = V(scalar_t<V>(0));
+template <class V, int kMethodSums = kMaxMethodSums>
+MASPO_HD StatSums<V, kMethodSums> no_sums() {
+  StatSums<V, kMethodSums> s;
+  const V zero = V(scalar_t<V>(0));
+  for (int i = 0; i < kNumSums; ++i) s.sum[i] = zero;
+  s.method[0] = zero;
+  for (int i = 1; i < kMethodSums; ++i) s.method[i] = zero;
   s.ratio_min = V(Limits<scalar_t<V>>::max);
   s.ratio_max = V(scalar_t<V>(-1));
   return s;
 }
 
-template <class S>
-MASPO_HD void add_sums(StatSums<S>& total, const StatSums<S>& part) {
+MASPO_HD void add_sums(StatSums<double>& total, const StatSums<double>& part) {
   for (int i = 0; i < kNumSums; ++i) total.sum[i] += part.sum[i];
+  for (int i = 0; i < kMaxMethodSums; ++i) total.method[i] += part.method[i];
   total.ratio_min = part.ratio_min < total.ratio_min ? part.ratio_min : total.ratio_min;
   total.ratio_max = part.ratio_max > total.ratio_max ? part.ratio_max : total.ratio_max;
 }
 
-// `tokens` is the sum of the mask over the whole batch. A batch without tokens has all statistics 0; a gate mean
-// without gated tokens is 1, an open gate.
-MASPO_HD void finish_stats(const StatSums<double>& s, double* stats) {
+// s.sum[kTokens] is the sum of the mask over the whole batch. A batch without tokens has all statistics 0.
+// `clip_bounds` is null, or what BAPO's search found: then these are the method's statistics.
+MASPO_HD void finish_stats(const StatSums<double>& s, int32_t method, const double* clip_bounds, double* stats) {
   const double tokens = s.sum[kTokens];
   const double per_token = tokens == 0 ? 0.0 : 1.0 / tokens;
-  const double open_gate = tokens == 0 ? 0.0 : 1.0;
   stats[kStatClipfrac] = s.sum[kClip] * per_token;
   stats[kStatKl] = (0.0 - s.sum[kLogRatio]) * per_token;  // not -x: an on-policy batch has KL 0, not -0
   stats[kStatClipfracLower] = s.sum[kClipLower] * per_token;
-  stats[kStatGateMeanPos] = s.sum[kGatedPos] == 0 ? open_gate : s.sum[kGatePos] / s.sum[kGatedPos];
-  stats[kStatGateMeanNeg] = s.sum[kGatedNeg] == 0 ? open_gate : s.sum[kGateNeg] / s.sum[kGatedNeg];
-  stats[kStatGatedFracPos] = s.sum[kGatedPos] * per_token;
-  stats[kStatGatedFracNeg] = s.sum[kGatedNeg] * per_token;
-  stats[kStatSigmaMean] = s.sum[kSigma] * per_token;
+  for (int i = 0; i < kMethodStats; ++i) stats[kStatMethod + i] = 0.0;
+  if (clip_bounds == nullptr) {
+    finish_method_stats(method, s.method, tokens, stats + kStatMethod);
+  } else {
+    for (int i = 0; i < kNumClipBounds; ++i) stats[kStatMethod + i] = clip_bounds[i];
+  }
   const bool any_ratio = s.ratio_max >= s.ratio_min;
   stats[kStatRatioMin] = any_ratio ? s.ratio_min : 0.0;
   stats[kStatRatioMean] = s.sum[kRatio] * per_token;
   stats[kStatRatioMax] = any_ratio ? s.ratio_max : 0.0;
   stats[kStatClampedFrac] = s.sum[kClamped] * per_token;
   stats[kStatNonfinite] = s.sum[kNonfinite];
+  stats[kStatEntropyBonus] = s.sum[kEntropyBonus] * per_token;
+  stats[kStatRefKl] = s.sum[kRefKl] * per_token;
+  stats[kStatIsOutside] = s.sum[kIsOutside] * per_token;
 }
 
 }  // namespace maspo

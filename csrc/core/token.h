@@ -1,36 +1,51 @@
-// One token's way: select masked inputs away, ratio, method, weights, sums. Called by every engine.
+// One token's way: select masked inputs away, entropy bonus, ratio, dual clip, method, KL, weights, sums. Called by every
+// engine.
 #pragma once
 
+#include "core/dual_clip.h"
+#include "core/entropy_adv.h"
+#include "core/is_weight.h"
+#include "core/kl.h"
 #include "core/stats.h"
 
 namespace maspo {
 
+// What every method can be combined with.
 template <class S>
-struct LossHyper {
-  MaspoHyper<S> method;
-  // MASPO applies no clip; these bounds only feed the clip statistics, as verl names them.
-  S clip_low, clip_high, clip_c;  // 1 - clip_ratio_low, 1 + clip_ratio_high, clip_ratio_c
+struct Options {
+  S clip_ratio_c;   // pg_clipfrac_lower counts A < 0 with a ratio beyond it
+  bool dual_clip;   // and this stops the gradient there
+  bool has_entropy;
+  S entropy_alpha, entropy_kappa;
+  bool has_ref;
+  int32_t kl_type;
+  bool kl_straight_through;
+  S kl_coef;
+  int32_t is_rule;
+  S is_lower, is_upper;
 };
 
 template <class V>
 struct TokenInputs {
   V mask, log_prob, old_log_prob, advantage, is_weight;
+  V entropy, ref_log_prob;  // read where Options has them
 };
 
 template <class V>
 struct TokenOutputs {
-  V loss;   // mask * is_weight * loss
-  V dlogp;  // mask * is_weight * d loss / d log_prob
+  V loss;   // mask * (is_weight * loss + kl_coef * kl)
+  V dlogp;  // its derivative in log_prob
 };
 
 template <class V>
-MASPO_HD auto is_nonfinite(V value) -> decltype(value < value) {
+MASPO_HD flag_t<V> is_nonfinite(V value) {
   const V bound = V(Limits<scalar_t<V>>::max);
   return !((value <= bound) & (value >= -bound));
 }
 
-template <class V>
-MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const LossHyper<scalar_t<V>>& h, StatSums<V>& s) {
+template <class V, class Hyper>
+MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Options<scalar_t<V>>& o,
+                                     StatSums<V, Hyper::kSums>& s) {
   using S = scalar_t<V>;
   const V zero = V(S(0)), one = V(S(1));
   const auto valid = in.mask != zero;
@@ -39,36 +54,54 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const LossHyper<scalar_t
   in.old_log_prob = select(valid, in.old_log_prob, zero);
   in.advantage = select(valid, in.advantage, zero);
   in.is_weight = select(valid, in.is_weight, one);
+  auto nonfinite = is_nonfinite(in.log_prob) | is_nonfinite(in.old_log_prob) | is_nonfinite(in.advantage) |
+                   is_nonfinite(in.is_weight);
 
-  const Ratio<V> r = ratio_of(in.log_prob, in.old_log_prob);
-  const MaspoToken<V> token = maspo_token(r, in.old_log_prob, in.advantage, h.method);
+  if (o.has_entropy) {
+    in.entropy = select(valid, in.entropy, zero);
+    nonfinite = nonfinite | is_nonfinite(in.entropy);
+    const V bonus = entropy_bonus(in.advantage, in.entropy, V(o.entropy_alpha), V(o.entropy_kappa));
+    in.advantage = in.advantage + bonus;
+    s.sum[kEntropyBonus] += in.mask * bonus;
+  }
 
-  const V low = V(h.clip_low), high = V(h.clip_high), c = V(h.clip_c);
-  const auto pos = in.advantage > zero, neg = in.advantage < zero;
-  const auto clipped = (pos & (r.ratio > high)) | (neg & (r.ratio < low));
-  const auto clipped_lower = neg & ((r.ratio > c) | (low > c));
-  const auto nonfinite = is_nonfinite(in.log_prob) | is_nonfinite(in.old_log_prob) | is_nonfinite(in.advantage) |
-                         is_nonfinite(in.is_weight);
+  const Ratio<V> r = ratio_of<Hyper::kClampLow>(in.log_prob, in.old_log_prob);
+  const auto beyond_c = (in.advantage < zero) & (r.ratio > V(o.clip_ratio_c));
+  MethodToken<V> token = method_token(o.dual_clip ? dual_clip(r, beyond_c, V(o.clip_ratio_c)) : r, in.old_log_prob,
+                                      in.advantage, h);
+  // A NaN makes `inside` false and is in no branch of a clip: let it reach the gradient instead of hiding it.
+  token.dloss = select(token.loss != token.loss, token.loss, token.dloss);
+
+  if (o.is_rule != kIsAsGiven) {
+    const IsWeight<V> bounded = bounded_is_weight(in.is_weight, V(o.is_lower), V(o.is_upper), o.is_rule);
+    in.is_weight = bounded.value;
+    s.sum[kIsOutside] += select(bounded.outside, in.mask, zero);
+  }
+  V loss = in.is_weight * token.loss, dloss = in.is_weight * token.dloss;
+
+  if (o.has_ref) {
+    in.ref_log_prob = select(valid, in.ref_log_prob, zero);
+    nonfinite = nonfinite | is_nonfinite(in.ref_log_prob);
+    const Kl<V> kl = kl_of(in.log_prob, in.ref_log_prob, o.kl_type, o.kl_straight_through);
+    loss += V(o.kl_coef) * kl.value;
+    dloss += V(o.kl_coef) * select(kl.value != kl.value, kl.value, kl.slope);
+    s.sum[kRefKl] += in.mask * kl.value;
+  }
 
   s.sum[kTokens] += in.mask;
   s.sum[kLogRatio] += in.mask * r.log_ratio;
   s.sum[kRatio] += in.mask * r.ratio;
-  s.sum[kSigma] += in.mask * token.sigma;
-  s.sum[kClip] += select(clipped, in.mask, zero);
-  s.sum[kClipLower] += select(clipped_lower, in.mask, zero);
-  s.sum[kGatedPos] += select(token.gated_pos, in.mask, zero);
-  s.sum[kGatedNeg] += select(token.gated_neg, in.mask, zero);
-  s.sum[kGatePos] += select(token.gated_pos, in.mask * token.gate, zero);
-  s.sum[kGateNeg] += select(token.gated_neg, in.mask * token.gate, zero);
+  s.sum[kClip] += select(token.clipped, in.mask, zero);
+  s.sum[kClipLower] += select(beyond_c, in.mask, zero);
   s.sum[kClamped] += select(r.inside, zero, in.mask);
   s.sum[kNonfinite] += select(valid & nonfinite, one, zero);
+  for (int i = 0; i < Hyper::kSums; ++i) s.method[i] += in.mask * token.sums[i];
   s.ratio_min = select(valid & (r.ratio < s.ratio_min), r.ratio, s.ratio_min);
   s.ratio_max = select(valid & (r.ratio > s.ratio_max), r.ratio, s.ratio_max);
 
-  const V weight = in.mask * in.is_weight;
   TokenOutputs<V> out;
-  out.loss = select(valid, weight * token.loss, zero);
-  out.dlogp = select(valid, weight * token.dloss, zero);
+  out.loss = select(valid, in.mask * loss, zero);
+  out.dlogp = select(valid, in.mask * dloss, zero);
   return out;
 }
 

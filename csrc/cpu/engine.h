@@ -18,13 +18,16 @@ inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
   return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
 }
 
-// The forward pass over one unit. Units are independent of each other.
+// A pass over one unit. Units are independent of each other.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
+using BapoUnit = void (*)(const BapoParams&, int64_t unit);
 
 struct CpuKernels {
   const char* name;
-  ForwardUnit forward_float;
-  ForwardUnit forward_double;
+  ForwardUnit forward_float[kNumMethods];
+  ForwardUnit forward_double[kNumMethods];
+  BapoUnit bapo_float;
+  BapoUnit bapo_double;
 };
 
 extern const CpuKernels kPlainKernels;
@@ -39,9 +42,10 @@ const CpuKernels* cpu_kernels(const char* requested);
 
 // After all units: scales, loss and statistics, added up in a fixed order.
 void finish_forward_cpu(const LossParams& p, bool is_double);
+void finish_bapo_cpu(const BapoParams& p);
 
-// grad[b, t] = dlogp[b, t] * row_scale[b] * grad_loss for the rows [first, last); grad has dtype `dtype`, both contiguous.
+// grad = dlogp * row_scale * grad_loss for the rows [first, last); grad has dtype `dtype`, both are contiguous.
 void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
-                       int64_t first, int64_t last, int64_t cols);
+                       const Batch& batch, int64_t first, int64_t last);
 
 }  // namespace maspo

@@ -6,20 +6,21 @@ namespace maspo {
 namespace {
 
 template <class T, class S, class Convert>
-void scale_rows(const S* dlogp, const double* row_scale, double grad_loss, T* grad, int64_t first, int64_t last,
-                int64_t cols, Convert convert) {
+void scale_rows(const S* dlogp, const double* row_scale, double grad_loss, T* grad, const Batch& batch, int64_t first,
+                int64_t last, Convert convert) {
   for (int64_t row = first; row < last; ++row) {
     const S scale = static_cast<S>(row_scale[row] * grad_loss);
-    for (int64_t i = row * cols; i < (row + 1) * cols; ++i) grad[i] = convert(dlogp[i] * scale);
+    const Span span = row_span(batch, row);
+    for (int64_t i = span.start; i < span.start + span.last; ++i) grad[i] = convert(dlogp[i] * scale);
   }
 }
 
 }  // namespace
 
 void finish_forward_cpu(const LossParams& p, bool is_double) {
-  const int64_t pieces = p.tiling.pieces_per_row;
+  const int64_t rows = p.batch.rows, pieces = p.tiling.pieces_per_row;
   RowCounts batch = {0.0, 0.0};
-  for (int64_t row = 0; row < p.rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     // The row's sums gather in its first piece.
     RowSums& sums = p.pieces[row * pieces];
     for (int64_t i = 1; i < pieces; ++i) {
@@ -30,14 +31,14 @@ void finish_forward_cpu(const LossParams& p, bool is_double) {
     batch.rows += sums.tokens > 0 ? 1.0 : 0.0;
   }
   double loss = 0.0;
-  for (int64_t row = 0; row < p.rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row) {
     const RowSums& sums = p.pieces[row * pieces];
     p.row_scale[row] = row_scale(p.aggregation, batch, sums.tokens);
     loss += p.row_scale[row] * sums.loss;
   }
   StatSums<double> total = no_sums<double>();
   for (int64_t unit = 0; unit < p.tiling.units; ++unit) add_sums(total, p.units[unit]);
-  finish_stats(total, p.stats);
+  finish_stats(total, p.method, p.clip_bounds, p.stats);
   if (is_double) {
     *static_cast<double*>(p.loss) = loss;
   } else {
@@ -45,19 +46,29 @@ void finish_forward_cpu(const LossParams& p, bool is_double) {
   }
 }
 
+void finish_bapo_cpu(const BapoParams& p) {
+  const int count = candidate_count(p.candidates);
+  for (int k = 0; k < count; ++k) {
+    p.sums[k] = 0.0;
+    for (int64_t unit = 0; unit < p.tiling.units; ++unit) p.sums[k] += p.units[unit * count + k];
+  }
+}
+
 void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
-                       int64_t first, int64_t last, int64_t cols) {
+                       const Batch& batch, int64_t first, int64_t last) {
+  const auto scale_as = [&](const auto* source, auto* target, auto convert) {
+    scale_rows(source, row_scale, grad_loss, target, batch, first, last, convert);
+  };
   const auto* floats = static_cast<const float*>(dlogp);
   auto* bits = static_cast<uint16_t*>(grad);
   if (dtype == kFloat64) {
-    scale_rows(static_cast<const double*>(dlogp), row_scale, grad_loss, static_cast<double*>(grad), first, last, cols,
-               [](double v) { return v; });
+    scale_as(static_cast<const double*>(dlogp), static_cast<double*>(grad), [](double v) { return v; });
   } else if (dtype == kFloat32) {
-    scale_rows(floats, row_scale, grad_loss, static_cast<float*>(grad), first, last, cols, [](float v) { return v; });
+    scale_as(floats, static_cast<float*>(grad), [](float v) { return v; });
   } else if (dtype == kBFloat16) {
-    scale_rows(floats, row_scale, grad_loss, bits, first, last, cols, [](float v) { return bfloat16_from_float(v); });
+    scale_as(floats, bits, [](float v) { return bfloat16_from_float(v); });
   } else {
-    scale_rows(floats, row_scale, grad_loss, bits, first, last, cols, [](float v) { return float16_from_float(v); });
+    scale_as(floats, bits, [](float v) { return float16_from_float(v); });
   }
 }
 

@@ -5,6 +5,8 @@
 #define MASPO_ISA_FLOATS 8
 #define MASPO_ISA_EXPF Sleef_expf8_u10
 #define MASPO_ISA_EXPD Sleef_expd4_u10
+#define MASPO_ISA_SQRTF _mm256_sqrt_ps
+#define MASPO_ISA_SQRTD _mm256_sqrt_pd
 #define MASPO_ISA_REGISTER __m256
 #define MASPO_ISA_REGISTER_D __m256d
 #include "cpu/isa_x86.h"

@@ -1,7 +1,6 @@
 // Any processor: a value is one float or double, exp is the C library's.
-#include "cpu/engine.h"
-#include "cpu/forward_unit.h"
+#include "cpu/kernels.h"
 
 namespace maspo {
-const CpuKernels kPlainKernels = {"plain", forward_unit<float>, forward_unit<double>};
+const CpuKernels kPlainKernels = kernels_of<float, double>("plain");
 }

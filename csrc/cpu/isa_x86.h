@@ -3,6 +3,7 @@
 //   MASPO_ISA_KERNELS                 the object to define
 //   MASPO_ISA_FLOATS                  floats in a register
 //   MASPO_ISA_EXPF, MASPO_ISA_EXPD    SLEEF's exp for a register, which libtorch carries (1.0 ULP)
+//   MASPO_ISA_SQRTF, MASPO_ISA_SQRTD  the instruction's intrinsics
 //   MASPO_ISA_REGISTER, MASPO_ISA_REGISTER_D  the register as SLEEF's types
 #include <immintrin.h>
 #include <math.h>
@@ -30,13 +31,15 @@ using Floats = Vec<float, MASPO_ISA_FLOATS>;
 using Doubles = Vec<double, MASPO_ISA_FLOATS / 2>;
 MASPO_VEC_OP Floats exp_of(Floats v) { return Floats(MASPO_ISA_EXPF(v.r)); }
 MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(MASPO_ISA_EXPD(v.r)); }
+MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_SQRTF(v.r)); }
+MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_SQRTD(v.r)); }
 }  // namespace
 }  // namespace maspo
 
-#include "cpu/forward_unit.h"
+#include "cpu/kernels.h"
 
 namespace maspo {
-const CpuKernels MASPO_ISA_KERNELS = {MASPO_ISA_NAME, forward_unit<Floats>, forward_unit<Doubles>};
+const CpuKernels MASPO_ISA_KERNELS = kernels_of<Floats, Doubles>(MASPO_ISA_NAME);
 }
 
 #if defined(__clang__)

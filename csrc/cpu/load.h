@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/half.h"
-#include "core/params.h"
+#include "core/batch.h"
 
 namespace maspo {
 namespace {
@@ -22,8 +22,7 @@ inline void gather_as(const View& v, int64_t offset, int64_t count, S* buffer) {
 }
 
 template <class S>
-inline void load_tokens(const View& v, int64_t row, int64_t col, int64_t count, S* buffer) {
-  const int64_t offset = row * v.row_stride + col * v.col_stride;
+inline void load_tokens(const View& v, int64_t offset, int64_t count, S* buffer) {
   const auto* bits = static_cast<const uint16_t*>(v.data);
   switch (v.dtype) {
     case kFloat32:

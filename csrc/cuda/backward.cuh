@@ -1,7 +1,6 @@
 // grad = dlogp * row_scale * grad_loss: one warp per piece, as in the forward pass.
 #pragma once
 
-#include "cuda/engine.h"
 #include "cuda/load.cuh"
 #include "cuda/reduce.cuh"
 
@@ -12,7 +11,7 @@ struct BackwardParams {
   const double* row_scale;
   const void* grad_loss;
   void* grad;
-  int64_t rows, cols;
+  Batch batch;
   Tiling tiling;
 };
 
@@ -29,23 +28,22 @@ struct RoundedFloat16 {
 
 // S: type of dlogp and grad_loss; T: type of grad, as stored; R: how to round S to T.
 template <class S, class T, class R>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) backward_kernel(BackwardParams p) {
+__global__ void __launch_bounds__(kBlockThreads) backward_kernel(BackwardParams p) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
-  if (piece >= p.rows * p.tiling.pieces_per_row) return;
-  const int64_t row = piece / p.tiling.pieces_per_row;
-  const int64_t first = piece % p.tiling.pieces_per_row * p.tiling.piece_tokens;
-  const int64_t last = first + p.tiling.piece_tokens < p.cols ? first + p.tiling.piece_tokens : p.cols;
-  const S scale = static_cast<S>(p.row_scale[row] * static_cast<double>(*static_cast<const S*>(p.grad_loss)));
-  const View dlogp = {p.dlogp, p.cols, 1, sizeof(S) == sizeof(float) ? kFloat32 : kFloat64};
-  for (int64_t col = first + lane * kLane; col < last; col += kWarp * kLane) {
-    const int count = last - col < kLane ? static_cast<int>(last - col) : kLane;
+  if (piece >= p.batch.rows * p.tiling.pieces_per_row) return;
+  const Span span =
+      piece_span(p.batch, p.tiling, piece / p.tiling.pieces_per_row, piece % p.tiling.pieces_per_row);
+  const S scale = static_cast<S>(p.row_scale[span.row] * static_cast<double>(*static_cast<const S*>(p.grad_loss)));
+  const View dlogp = {p.dlogp, 0, 1, sizeof(S) == sizeof(float) ? kFloat32 : kFloat64};
+  for (int64_t col = span.first + lane * kLane; col < span.last; col += kWarp * kLane) {
+    const int count = span.last - col < kLane ? static_cast<int>(span.last - col) : kLane;
     S values[kLane] = {};
-    load_as<S>(dlogp, row * p.cols + col, count, values, Cast<S>());
+    load_as<S>(dlogp, span.start + col, count, values, Cast<S>());
     T rounded[kLane];
 #pragma unroll
     for (int i = 0; i < kLane; ++i) rounded[i] = R::from(values[i] * scale);
-    store_four(static_cast<T*>(p.grad) + row * p.cols + col, count, rounded);
+    store_four(static_cast<T*>(p.grad) + span.start + col, count, rounded);
   }
 }
 

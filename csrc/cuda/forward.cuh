@@ -1,66 +1,88 @@
-// The forward pass: one warp per piece, one block per unit.
+// The forward pass: one warp per piece, one block per unit. The block that comes last adds everything up, so that one launch
+// does it all.
 #pragma once
 
-#include "core/token.h"
-#include "cuda/engine.h"
+#include "cuda/finish.cuh"
 #include "cuda/load.cuh"
-#include "cuda/reduce.cuh"
 
 namespace maspo {
 
 // Four tokens of one lane.
-template <class S>
-__device__ __forceinline__ void forward_four(const LossParams& p, const LossHyper<S>& h, int64_t row, int64_t col,
-                                             int count, StatSums<S>& sums, S& loss) {
+template <class S, class Hyper>
+__device__ __forceinline__ void forward_four(const LossParams& p, const Hyper& h, const Options<S>& o,
+                                             const Span& span, int64_t col, int count,
+                                             StatSums<S, Hyper::kSums>& sums, S& loss) {
+  const auto load = [&](const View& v, S (&out)[kLane]) {
+    if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
+  };
   S mask[kLane] = {}, dlogp[kLane] = {};
-  load_four(p.response_mask, row, col, count, mask);
+  load(p.response_mask, mask);
   if (mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0)) {
     S log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, is_weight[kLane] = {1, 1, 1, 1};
-    load_four(p.log_prob, row, col, count, log_prob);
-    load_four(p.old_log_prob, row, col, count, old_log_prob);
-    load_four(p.advantages, row, col, count, advantage);
-    if (p.rollout_is_weights.data != nullptr) load_four(p.rollout_is_weights, row, col, count, is_weight);
+    S entropy[kLane] = {}, ref_log_prob[kLane] = {};
+    load(p.log_prob, log_prob);
+    load(p.old_log_prob, old_log_prob);
+    load(p.advantages, advantage);
+    load(p.rollout_is_weights, is_weight);
+    load(p.entropy, entropy);
+    load(p.ref_log_prob, ref_log_prob);
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      const TokenInputs<S> in{mask[i], log_prob[i], old_log_prob[i], advantage[i], is_weight[i]};
-      const TokenOutputs<S> out = visit_token(in, h, sums);
+      const TokenInputs<S> in{mask[i],      log_prob[i], old_log_prob[i], advantage[i],
+                              is_weight[i], entropy[i],  ref_log_prob[i]};
+      const TokenOutputs<S> out = visit_token(in, h, o, sums);
       loss += out.loss;
       dlogp[i] = out.dlogp;
     }
   }
-  if (p.dlogp != nullptr) store_four(static_cast<S*>(p.dlogp) + row * p.cols + col, count, dlogp);
+  if (p.dlogp != nullptr) store_four(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp);
 }
 
-template <class S>
-__global__ void __launch_bounds__(kWarpsPerBlock* kWarp) forward_kernel(LossParams p) {
-  __shared__ StatSums<double> warp_totals[kWarpsPerBlock];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
-  const LossHyper<S> h = hyper_as<S>(p.hyper);
-  StatSums<S> sums = no_sums<S>();
-  S loss = 0;
-  const bool exists = piece < p.rows * p.tiling.pieces_per_row;
-  if (exists) {
-    const int64_t row = piece / p.tiling.pieces_per_row;
-    const int64_t first = piece % p.tiling.pieces_per_row * p.tiling.piece_tokens;
-    const int64_t last = first + p.tiling.piece_tokens < p.cols ? first + p.tiling.piece_tokens : p.cols;
-    for (int64_t col = first + lane * kLane; col < last; col += kWarp * kLane) {
-      const int count = last - col < kLane ? static_cast<int>(last - col) : kLane;
-      forward_four(p, h, row, col, count, sums, loss);
-    }
-  }
-  const StatSums<double> total = warp_sums(sums);
-  const double loss_total = warp_sum(static_cast<double>(loss));
-  if (lane == 0) {
-    if (exists) p.pieces[piece] = {total.sum[kTokens], loss_total};
-    warp_totals[warp] = total;
+// Whether this block is the last one of the grid to come here; what every other block wrote before is then visible to all
+// threads of this one. To be called after a barrier that follows what the block's other threads wrote. The counter is 0 again
+// afterwards, so that the next launch finds it so.
+__device__ __forceinline__ bool is_last_block(unsigned* counter, bool* scratch) {
+  if (threadIdx.x == 0) {
+    __threadfence();  // release: the block's results, before the ticket that announces them
+    *scratch = atomicAdd(counter, 1u) == gridDim.x - 1;
+    __threadfence();  // acquire: the others' tickets, before their results
+    if (*scratch) *counter = 0;
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    StatSums<double> unit = warp_totals[0];
-    for (int i = 1; i < kWarpsPerBlock; ++i) add_sums(unit, warp_totals[i]);
-    p.units[blockIdx.x] = unit;
+  return *scratch;
+}
+
+// Blocks per multiprocessor that the compiler is to make room for: 102 registers a thread for float32, 170 for float64. With
+// these it spills nothing; left to itself it takes fewer and does (tests/building checks both).
+template <class S>
+constexpr int kForwardBlocks = sizeof(S) == sizeof(float) ? 5 : 3;
+
+template <class S, template <class> class Hyper>
+__global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<S>) forward_kernel(LossParams p, unsigned* counter) {
+  MASPO_SHARED(StatSums<double>, stat_scratch, kWarpsPerBlock);
+  MASPO_SHARED(double, scratch, kWarpsPerBlock);
+  MASPO_SHARED(bool, is_last, 1);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
+  const Hyper<S> h = hyper_of<Hyper, S>(p);
+  const Options<S> o = options_as<S>(p.options);
+  StatSums<S, Hyper<S>::kSums> sums = no_sums<S, Hyper<S>::kSums>();
+  S loss = 0;
+  const bool exists = piece < p.batch.rows * p.tiling.pieces_per_row;
+  if (exists) {
+    const Span span =
+        piece_span(p.batch, p.tiling, piece / p.tiling.pieces_per_row, piece % p.tiling.pieces_per_row);
+    for (int64_t col = span.first + lane * kLane; col < span.last; col += kWarp * kLane) {
+      const int count = span.last - col < kLane ? static_cast<int>(span.last - col) : kLane;
+      forward_four(p, h, o, span, col, count, sums, loss);
+    }
   }
+  const double piece_loss = warp_sum(static_cast<double>(loss));
+  const double piece_tokens = warp_sum(static_cast<double>(sums.sum[kTokens]));
+  if (exists && lane == 0) p.pieces[piece] = {piece_tokens, piece_loss};
+  const StatSums<double> unit = block_sums(sums, stat_scratch);
+  if (threadIdx.x == 0 && blockIdx.x < p.tiling.units) p.units[blockIdx.x] = unit;
+  if (is_last_block(counter, is_last)) finish_forward<S>(p, scratch, stat_scratch);
 }
 
 }  // namespace maspo

@@ -1,60 +1,118 @@
 // Launches of the kernels.
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "cuda/backward.cuh"
-#include "cuda/finish.cuh"
+#include "cuda/bapo.cuh"
+#include "cuda/engine.h"
 #include "cuda/forward.cuh"
 
 namespace maspo {
 namespace {
 
-constexpr int64_t kMaxBlocks = 2147483647;  // grid.x; 2^42 tokens
+constexpr int64_t kMaxBlocks = 2147483647;  // grid.x
+
+// Counters of the forward kernel's blocks, 0 between launches: so a launch needs no memory set before it. Each launch takes
+// the next one; two launches share a counter only with kCounters others between them, more than a device has in flight.
+constexpr unsigned kCounters = 1u << 20;
+__device__ unsigned counters[kCounters];
+
+cudaError_t next_counter(unsigned** counter) {
+  static std::atomic<unsigned> launches{0};
+  void* first = nullptr;
+  const cudaError_t status = cudaGetSymbolAddress(&first, counters);
+  *counter = static_cast<unsigned*>(first) + launches.fetch_add(1, std::memory_order_relaxed) % kCounters;
+  return status;
+}
+
+// The runtime is linked statically and has its own idea of the current device: it is set before every launch.
+cudaError_t enter(const Tiling& tiling, CudaPlace place) {
+  return tiling.units > kMaxBlocks ? cudaErrorInvalidConfiguration : cudaSetDevice(place.device);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, CudaPlace place, Arguments... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = dim3(threads);
+  config.stream = static_cast<cudaStream_t>(place.stream);
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
 
 template <class S>
-cudaError_t launch_forward(const LossParams& p, cudaStream_t stream) {
-  if (p.tiling.units > 0) {
-    forward_kernel<S><<<static_cast<unsigned>(p.tiling.units), kWarpsPerBlock * kWarp, 0, stream>>>(p);
+cudaError_t launch_forward(const LossParams& p, CudaPlace place) {
+  unsigned* counter = nullptr;
+  const cudaError_t status = next_counter(&counter);
+  if (status != cudaSuccess) return status;
+  // A batch without rows has a block, too: it writes loss and statistics.
+  const dim3 blocks(static_cast<unsigned>(p.tiling.units > 0 ? p.tiling.units : 1));
+  switch (p.method) {
+#define MASPO_LAUNCH(id, name, Hyper) \
+  case id:                            \
+    return launch(forward_kernel<S, Hyper>, blocks, kBlockThreads, place, p, counter);
+    MASPO_METHODS(MASPO_LAUNCH)
+#undef MASPO_LAUNCH
+    default:
+      return cudaErrorInvalidValue;
   }
-  finish_kernel<S><<<1, kFinishWarps * kWarp, 0, stream>>>(p);
-  return cudaGetLastError();
 }
 
 template <class S, class T, class R>
-cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
-  backward_kernel<S, T, R><<<static_cast<unsigned>(p.tiling.units), kWarpsPerBlock * kWarp, 0, stream>>>(p);
-  return cudaGetLastError();
+cudaError_t launch_backward(const BackwardParams& p, CudaPlace place) {
+  return launch(backward_kernel<S, T, R>, dim3(static_cast<unsigned>(p.tiling.units)), kBlockThreads, place, p);
+}
+
+template <class S>
+cudaError_t launch_bapo_sums(const BapoParams& p, CudaPlace place) {
+  const unsigned candidates = candidate_count(p.candidates);
+  const dim3 blocks(static_cast<unsigned>(p.tiling.units), (candidates + kBapoChunk - 1) / kBapoChunk);
+  if (p.tiling.units > 0) {
+    const cudaError_t status = launch(bapo_sums_kernel<S>, blocks, kBlockThreads, place, p);
+    if (status != cudaSuccess) return status;
+  }
+  return launch(bapo_total_kernel, dim3(candidates), kWarp, place, p);
 }
 
 }  // namespace
 
-// The runtime is linked statically and has its own idea of the current device: it is set before every launch.
 int forward_cuda(const LossParams& params, CudaPlace place) {
-  if (params.tiling.units > kMaxBlocks) return cudaErrorInvalidConfiguration;
-  const cudaError_t status = cudaSetDevice(place.device);
+  const cudaError_t status = enter(params.tiling, place);
   if (status != cudaSuccess) return status;
-  const auto stream = static_cast<cudaStream_t>(place.stream);
-  return params.log_prob.dtype == kFloat64 ? launch_forward<double>(params, stream)
-                                           : launch_forward<float>(params, stream);
+  return params.log_prob.dtype == kFloat64 ? launch_forward<double>(params, place)
+                                           : launch_forward<float>(params, place);
 }
 
 int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_loss, void* grad, DType dtype,
-                  int64_t rows, int64_t cols, CudaPlace place) {
-  const BackwardParams p = {dlogp, row_scale, grad_loss, grad, rows, cols, cuda_tiling(rows, cols)};
-  if (p.tiling.units > kMaxBlocks) return cudaErrorInvalidConfiguration;
-  if (rows == 0 || cols == 0) return cudaSuccess;
-  const cudaError_t status = cudaSetDevice(place.device);
+                  const Batch& batch, CudaPlace place) {
+  const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, cuda_tiling(batch.rows, batch.cols)};
+  if (batch.rows == 0 || batch.cols == 0) return cudaSuccess;
+  const cudaError_t status = enter(p.tiling, place);
   if (status != cudaSuccess) return status;
-  const auto stream = static_cast<cudaStream_t>(place.stream);
   switch (dtype) {
     case kFloat64:
-      return launch_backward<double, double, Rounded<double>>(p, stream);
+      return launch_backward<double, double, Rounded<double>>(p, place);
     case kBFloat16:
-      return launch_backward<float, uint16_t, RoundedBFloat16>(p, stream);
+      return launch_backward<float, uint16_t, RoundedBFloat16>(p, place);
     case kFloat16:
-      return launch_backward<float, uint16_t, RoundedFloat16>(p, stream);
+      return launch_backward<float, uint16_t, RoundedFloat16>(p, place);
     default:
-      return launch_backward<float, float, Rounded<float>>(p, stream);
+      return launch_backward<float, float, Rounded<float>>(p, place);
   }
+}
+
+int bapo_sums_cuda(const BapoParams& params, CudaPlace place) {
+  const cudaError_t status = enter(params.tiling, place);
+  if (status != cudaSuccess) return status;
+  return params.log_prob.dtype == kFloat64 ? launch_bapo_sums<double>(params, place)
+                                           : launch_bapo_sums<float>(params, place);
+}
+
+int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, double target, double eps, bool upper_first,
+                     double* bounds, CudaPlace place) {
+  const cudaError_t status = cudaSetDevice(place.device);
+  if (status != cudaSuccess) return status;
+  return launch(bapo_bounds_kernel, dim3(1), 1, place, candidates, sums, target, eps, upper_first, bounds);
 }
 
 const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/half.h"
-#include "core/params.h"
+#include "core/batch.h"
 
 namespace maspo {
 
@@ -52,8 +52,7 @@ struct FromFloat16 {
 
 // The switch is uniform over the grid.
 template <class S>
-__device__ __forceinline__ void load_four(const View& v, int64_t row, int64_t col, int count, S (&out)[kLane]) {
-  const int64_t offset = row * v.row_stride + col * v.col_stride;
+__device__ __forceinline__ void load_four(const View& v, int64_t offset, int count, S (&out)[kLane]) {
   switch (v.dtype) {
     case kFloat32:
       return load_as<float>(v, offset, count, out, Cast<S>());
@@ -76,13 +75,34 @@ __device__ __forceinline__ void load_four(const View& v, int64_t row, int64_t co
   }
 }
 
+// The machine's words for a store of this many bytes.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
+// As __stcg: a plain store of a struct the compiler takes apart into its elements where the offset has 64 bits.
+template <class T>
+__device__ __forceinline__ void store_aligned(T* p, const T (&values)[kLane]) {
+  constexpr int kBytes = sizeof(T) * kLane < 16 ? sizeof(T) * kLane : 16;
+  using W = typename Word<kBytes>::type;
+  constexpr int kWords = sizeof(T) * kLane / kBytes;
+  W words[kWords];
+  memcpy(words, values, sizeof(words));
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) __stcg(reinterpret_cast<W*>(p) + i, words[i]);
+}
+
 template <class T>
 __device__ __forceinline__ void store_four(T* p, int count, const T (&values)[kLane]) {
   if (count == kLane && aligned_for_four(p)) {
-    Four<T> four;
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) four.value[i] = values[i];
-    *reinterpret_cast<Four<T>*>(p) = four;
+    store_aligned(p, values);
   } else {
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {

@@ -1,11 +1,17 @@
 // Sums over the lanes of a warp and over the warps of a block, in a fixed order.
 #pragma once
 
-#include "core/params.h"
+#include "cuda/tiling.h"
+
+// A shared array. A macro, since the emulation in tests/ makes it otherwise.
+#if !defined(MASPO_SHARED)
+#define MASPO_SHARED(T, name, count) __shared__ T name[count]
+#endif
 
 namespace maspo {
 
 constexpr int kWarp = 32;
+constexpr int kBlockThreads = kWarpsPerBlock * kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ double warp_sum(double value) {
@@ -24,13 +30,39 @@ __device__ __forceinline__ double warp_min(double value) {
 }
 
 // Every lane gets the warp's total.
-template <class S>
-__device__ __forceinline__ StatSums<double> warp_sums(const StatSums<S>& s) {
-  StatSums<double> total;
+template <class S, int kMethodSums>
+__device__ __forceinline__ StatSums<double> warp_sums(const StatSums<S, kMethodSums>& s) {
+  StatSums<double> total = no_sums<double>();
 #pragma unroll
   for (int i = 0; i < kNumSums; ++i) total.sum[i] = warp_sum(static_cast<double>(s.sum[i]));
+#pragma unroll
+  for (int i = 0; i < kMethodSums; ++i) total.method[i] = warp_sum(static_cast<double>(s.method[i]));
   total.ratio_min = warp_min(static_cast<double>(s.ratio_min));
   total.ratio_max = -warp_min(-static_cast<double>(s.ratio_max));
+  return total;
+}
+
+// The sum over the block's threads, known to all of them.
+__device__ __forceinline__ double block_sum(double value, double* scratch) {
+  const double of_warp = warp_sum(value);
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = of_warp;
+  __syncthreads();
+  double total = 0;
+  for (int i = 0; i < kWarpsPerBlock; ++i) total += scratch[i];
+  __syncthreads();  // before the next call writes scratch
+  return total;
+}
+
+// The same for all sums; known to the block's first thread only. A barrier must come before scratch is written again.
+template <class S, int kMethodSums>
+__device__ __forceinline__ StatSums<double> block_sums(const StatSums<S, kMethodSums>& s, StatSums<double>* scratch) {
+  const StatSums<double> of_warp = warp_sums(s);
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = of_warp;
+  __syncthreads();
+  StatSums<double> total = no_sums<double>();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kWarpsPerBlock; ++i) add_sums(total, scratch[i]);
+  }
   return total;
 }
 

@@ -1,26 +1,43 @@
 // The ops, their arguments and their defaults. Start reading here.
 //
 //   maspo::loss           what users call: differentiable in log_prob. Its kernel is maspo_ext/ops.py, which checks the
-//                         arguments and calls the two below.
-//   maspo::loss_forward   one pass: loss, statistics, and d loss / d log_prob short of a scale per row. Arguments as in
-//                         maspo::loss; checks only what memory safety needs, not the ranges of hyper-parameters.
+//                         arguments and calls those below. The named hyper-parameters are MASPO's; any other ratio_mode
+//                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/).
+//   maspo::loss_forward   one pass: loss, statistics, and d loss / d log_prob short of a scale per row. `method` is a
+//                         name of csrc/core/methods.h; checks only what memory safety needs, not ranges.
 //   maspo::loss_backward  dlogp * row_scale * grad_loss, rounded to `dtype`, that of log_prob.
+//   maspo::bapo_sums      BAPO's sums at all candidates, lower ones first: float64, to be added over data-parallel ranks.
+//   maspo::bapo_bounds    what BAPO's search finds in them: (low, high, positive / negative), float64 [3].
 //   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
 #include <torch/csrc/stable/library.h>
 
-#define MASPO_LOSS_ARGUMENTS                                                                    \
-  "Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask, *, "          \
-  "Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, "                    \
-  "float sigma_high=10.0, float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, "        \
-  "float beta_neg=0.03, str loss_agg_mode=\"token-mean\", int dp_size=1, "                      \
-  "SymInt? batch_num_tokens=None, SymInt? global_batch_size=None, float? loss_scale_factor=None, "    \
-  "bool gate_gradient=False, float clip_ratio_low=0.2, float clip_ratio_high=0.2, "             \
-  "float clip_ratio_c=3.0"
+#define MASPO_TENSORS "Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask"
+#define MASPO_AGGREGATION                                                                           \
+  "str loss_agg_mode=\"token-mean\", int dp_size=1, SymInt? batch_num_tokens=None, "                \
+  "SymInt? global_batch_size=None, float? loss_scale_factor=None"
+#define MASPO_ENTROPY "Tensor? entropy=None, float entropy_alpha=0.0, float entropy_kappa=2.0"
+#define MASPO_PACKED "Tensor? cu_seqlens=None, SymInt? max_seqlen=None"
+#define MASPO_OPTIONS                                                                               \
+  "bool dual_clip=False, " MASPO_ENTROPY                                                            \
+  ", Tensor? ref_log_prob=None, str kl_type=\"k3\", float kl_coef=0.0, "                            \
+  "float? rollout_is_lower=None, float? rollout_is_upper=None, " MASPO_PACKED
 
 STABLE_TORCH_LIBRARY(maspo, m) {
-  m.def("loss(" MASPO_LOSS_ARGUMENTS ") -> (Tensor loss, Tensor stats)");
-  m.def("loss_forward(" MASPO_LOSS_ARGUMENTS
+  m.def("loss(" MASPO_TENSORS
+        ", *, Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, float sigma_high=10.0, "
+        "float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, float beta_neg=0.03, " MASPO_AGGREGATION
+        ", bool gate_gradient=False, float clip_ratio_low=0.2, float clip_ratio_high=0.2, float clip_ratio_c=3.0, "
+        "str ratio_mode=\"maspo\", float[] hyper=[], Tensor? bapo_sums=None, " MASPO_OPTIONS
+        ") -> (Tensor loss, Tensor stats)");
+  m.def("loss_forward(" MASPO_TENSORS
+        ", *, str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "
+        "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
         ", bool need_grad=True) -> (Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)");
+  m.def("loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype, " MASPO_PACKED
+        ") -> Tensor");
+  m.def("bapo_sums(" MASPO_TENSORS ", *, float[] lower, float[] upper, " MASPO_ENTROPY ", " MASPO_PACKED
+        ") -> Tensor");
+  m.def("bapo_bounds(Tensor sums, *, float[] lower, float[] upper, float target, float eps, bool upper_first)"
+        " -> Tensor");
   m.def("cpu_isa() -> str");
-  m.def("loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype) -> Tensor");
 }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "core/params.h"
@@ -44,14 +45,67 @@ inline bool is_floating(DType type) { return type <= kFloat16; }
 // The dtype of arithmetic, loss and saved gradient.
 inline ScalarType arithmetic_type(DType type) { return type == kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
-// [rows, cols], [rows, 1] or [rows], read as [rows, cols].
-inline View view_of(const Tensor& t, int64_t rows, int64_t cols, const char* name) {
-  const int64_t dim = t.dim();
-  const bool full = dim == 2 && t.size(0) == rows && t.size(1) == cols;
-  const bool column = (dim == 1 || (dim == 2 && t.size(1) == 1)) && t.size(0) == rows;
-  STD_TORCH_CHECK(full || column, "maspo: ", name, " must have shape [", rows, ", ", cols, "], [", rows, ", 1] or [",
-                  rows, "]");
-  return {t.const_data_ptr(), t.stride(0), full ? t.stride(1) : 0, dtype_of(t.scalar_type(), name)};
+template <class T>
+T* data_of(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
 }
+
+// On a CPU cu_seqlens is looked at; on a GPU that would need a wait, and the kernels stay within the tokens whatever it holds.
+inline void check_rows(const Batch& b) {
+  for (int64_t row = 0; row < b.rows; ++row) {
+    STD_TORCH_CHECK(is_sound_row(b, row), "maspo_ext: cu_seqlens: expected 0 first, ", b.tokens,
+                    " (the number of tokens) last, and no step down or longer than max_seqlen = ", b.cols, ", got [",
+                    b.cu_seqlens[row], ", ", b.cu_seqlens[row + 1], ") for sequence ", row,
+                    ". Pass the running sum of the sequence lengths, with a 0 before it, and the longest of them.");
+  }
+}
+
+// `like` is [B, T], or [total_tokens] where cu_seqlens is given.
+inline Batch batch_of(const Tensor& like, const std::optional<Tensor>& cu_seqlens, std::optional<int64_t> max_seqlen) {
+  if (!cu_seqlens) {
+    STD_TORCH_CHECK(like.dim() == 2, "maspo: log_prob must have shape [B, T], got ", like.dim(), " dimensions");
+    return {like.size(0), like.size(1), nullptr, like.numel()};
+  }
+  STD_TORCH_CHECK(like.dim() == 1, "maspo: with cu_seqlens, log_prob must have shape [total_tokens]");
+  STD_TORCH_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) >= 1 && cu_seqlens->is_contiguous() &&
+                      cu_seqlens->scalar_type() == ScalarType::Long && cu_seqlens->device() == like.device(),
+                  "maspo: cu_seqlens must be contiguous, int64, of shape [B + 1], and on log_prob's device");
+  STD_TORCH_CHECK(max_seqlen && *max_seqlen >= 0, "maspo: cu_seqlens needs max_seqlen");
+  const Batch batch = {cu_seqlens->size(0) - 1, *max_seqlen,
+                       static_cast<const int64_t*>(cu_seqlens->const_data_ptr()), like.numel()};
+  STD_TORCH_CHECK(batch.rows > 0 || batch.tokens == 0, "maspo_ext: cu_seqlens: expected the sequences of ", batch.tokens,
+                  " tokens, got none. Pass the running sum of the sequence lengths, with a 0 before it.");
+  if (!like.is_cuda()) check_rows(batch);
+  return batch;
+}
+
+// Reads a batch's tensors as views. Padded: [B, T], [B, 1] or [B]. Packed: [total_tokens] or [B, 1].
+class ViewReader {
+ public:
+  ViewReader(const Batch& batch, const Tensor& log_prob) : batch_(batch), log_prob_(log_prob) {}
+
+  View operator()(const Tensor& t, const char* name) const {
+    STD_TORCH_CHECK(t.device() == log_prob_.device(), "maspo: ", name, " must be on log_prob's device");
+    const DType dtype = dtype_of(t.scalar_type(), name);
+    const int64_t dim = t.dim();
+    const bool packed = batch_.cu_seqlens != nullptr;
+    if (packed && dim == 1 && t.size(0) == batch_.tokens) return {t.const_data_ptr(), 0, t.stride(0), dtype};
+    if (!packed && dim == 2 && t.size(0) == batch_.rows && t.size(1) == batch_.cols) {
+      return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype};
+    }
+    const bool column = dim == 2 && t.size(1) == 1;
+    STD_TORCH_CHECK((column || (dim == 1 && !packed)) && t.size(0) == batch_.rows, "maspo: ", name,
+                    " must have the shape of log_prob, [B, 1], or, without cu_seqlens, [B], with B = ", batch_.rows);
+    return {t.const_data_ptr(), t.stride(0), 0, dtype};
+  }
+
+  View operator()(const std::optional<Tensor>& t, const char* name) const {
+    return t ? (*this)(*t, name) : View{nullptr, 0, 0, kFloat32};
+  }
+
+ private:
+  const Batch& batch_;
+  const Tensor& log_prob_;
+};
 
 }  // namespace maspo

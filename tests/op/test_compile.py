@@ -2,11 +2,25 @@
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import maspo_ext
 
-from .cases import AGG_MODES, GLOBAL_COUNTS, Result, assert_same_bits, op, random_batch, run
+from .cases import (
+    AGG_MODES,
+    DEFAULT_METHODS,
+    GLOBAL_COUNTS,
+    KERNEL,
+    OPTIONS,
+    Result,
+    assert_same_bits,
+    every_mode,
+    op,
+    random_batch,
+    run,
+)
 
 ops = torch.ops.maspo
 ARGUMENTS = {
@@ -28,6 +42,13 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def no_disk_cache():
+    """Inductor keeps graphs on disk by what calls the op, not by what the op calls: they outlive another library."""
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
+
+
 def positional(batch):
     """Arguments as the schema takes them: four tensors, then keywords."""
     return tuple(batch[name] for name in TENSORS), {k: v for k, v in batch.items() if k not in TENSORS}
@@ -45,16 +66,74 @@ def test_opcheck_loss(case, device):
     torch.library.opcheck(ops.loss.default, args, {**tensors, **keywords})
 
 
+class CallsBelow(TorchDispatchMode):
+    """The calls of this library's compiled ops, with the arguments that ``loss`` hands to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "maspo":
+            self.calls.append((function, args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def calls_below(batch, need_grad=True, **keywords):
+    """Those of a forward and a backward pass, by name."""
+    with CallsBelow() as recorder:
+        if need_grad:
+            run(batch, **keywords)
+        else:
+            op(**batch, **keywords)
+
+    def detached(values):
+        return [value.detach().clone() if isinstance(value, torch.Tensor) else value for value in values]
+
+    return {
+        function._schema.name.removeprefix("maspo::"): (function, detached(args), dict(zip(kwargs, detached(kwargs.values()))))
+        for function, args, kwargs in recorder.calls
+    }
+
+
 @pytest.mark.parametrize("need_grad", [True, False])
 @pytest.mark.parametrize("case", ARGUMENTS)
 def test_opcheck_forward_and_backward(case, need_grad, device):
     batch_options, keywords = ARGUMENTS[case]
-    args, tensors = positional(random_batch(3, 5, device=device, **batch_options))
-    keywords = {**tensors, **keywords, "need_grad": need_grad}
-    torch.library.opcheck(ops.loss_forward.default, args, keywords)
-    if need_grad:
-        loss, _, dlogp, row_scale = ops.loss_forward(*args, **keywords)
-        torch.library.opcheck(ops.loss_backward.default, (torch.ones_like(loss), dlogp, row_scale, args[0].dtype))
+    calls = calls_below(random_batch(3, 5, device=device, **batch_options), need_grad, **keywords)
+    assert list(calls) == ["loss_forward", "loss_backward"][: 1 + need_grad]
+    for function, args, kwargs in calls.values():
+        torch.library.opcheck(function, args, kwargs)
+
+
+def with_options(method, packed, device):
+    """A batch with all tensors, and the keywords of a method with every option."""
+    batch = method.full_batch(3, 5, dtype=torch.float32, device=device)
+    keywords = {**method.keywords, **OPTIONS}
+    if packed:
+        batch = {name: value.flatten() for name, value in batch.items()}
+        keywords |= {"cu_seqlens": torch.tensor([0, 5, 10, 15], device=device), "max_seqlen": 5}
+    return batch, keywords
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@every_mode
+def test_opcheck_loss_of_every_method(method, packed, device):
+    batch, keywords = with_options(method, packed, device)
+    args, tensors = positional(batch)
+    args[0].requires_grad_()
+    torch.library.opcheck(ops.loss.default, args, {**tensors, **keywords})
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@every_mode
+def test_opcheck_compiled_ops_of_every_method(method, packed, device):
+    batch, keywords = with_options(method, packed, device)
+    calls = calls_below(batch, **keywords)
+    names = ["loss_forward", "loss_backward"]
+    assert list(calls) == (["bapo_sums", "bapo_bounds"] if method.mode == "bapo" else []) + names
+    for function, args, kwargs in calls.values():
+        torch.library.opcheck(function, args, kwargs)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 5), (3, 0)], ids=str)
@@ -62,8 +141,8 @@ def test_opcheck_forward_and_backward(case, need_grad, device):
 def test_fake_results_have_the_real_shapes_and_dtypes(dtype, shape, device):
     batch = random_batch(*shape, dtype=dtype, device=device)
     for need_grad in (True, False):
-        real = ops.loss_forward(**batch, need_grad=need_grad)
-        fake = ops.loss_forward(**{name: value.to("meta") for name, value in batch.items()}, need_grad=need_grad)
+        real = ops.loss_forward(**batch, **KERNEL, need_grad=need_grad)
+        fake = ops.loss_forward(**{n: value.to("meta") for n, value in batch.items()}, **KERNEL, need_grad=need_grad)
         assert [(r.shape, r.dtype, r.stride()) for r in real] == [(f.shape, f.dtype, f.stride()) for f in fake]
 
 
@@ -77,8 +156,25 @@ def test_compiled_has_the_bits_of_eager(case, loss_agg_mode, device):
     assert_same_bits(run_compiled(compiled, batch, **keywords), run(batch, **keywords))
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@every_mode
+def test_compiled_method_has_the_bits_of_eager(method, packed, device):
+    batch, keywords = with_options(method, packed, device)
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    assert_same_bits(run_compiled(compiled, batch, **keywords), run(batch, **keywords))
+
+
 @pytest.mark.slow
-def test_inductor_between_other_operations(device):
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+@every_mode
+def test_inductor_with_every_method(method, no_disk_cache, device):
+    batch, keywords = with_options(method, False, device)
+    assert_same_bits(run_compiled(torch.compile(op, fullgraph=True), batch, **keywords), run(batch, **keywords))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_inductor_between_other_operations(no_disk_cache, device):
     """The whole compiler, with code of its own before and behind the op."""
     batch = random_batch(5, 9, dtype=torch.float32, device=device)
 
@@ -112,14 +208,33 @@ def test_dynamic_shapes(shape, device):
     assert_same_bits(run_compiled(compiled, batch), run(batch))
 
 
-@pytest.mark.parametrize(
-    "front", [maspo_ext.policy_loss, maspo_ext.PolicyLoss(alpha=0.5)], ids=["policy_loss", "PolicyLoss"]
-)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("mode", ["dac", "bapo"])
+def test_dynamic_shapes_of_packed_batches(mode, dynamic, device):
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager", dynamic=dynamic or None)
+    method = DEFAULT_METHODS[mode]
+    for rows, cols in ((2, 5), (3, 7), (6, 4)):
+        batch = {name: value.flatten() for name, value in method.full_batch(rows, cols, device=device).items()}
+        cu_seqlens = torch.arange(rows + 1, device=device) * cols
+        keywords = {**method.keywords, **OPTIONS, "cu_seqlens": cu_seqlens, "max_seqlen": cols}
+        assert_same_bits(run_compiled(compiled, batch, **keywords), run(batch, **keywords))
+
+
+FRONTS = {
+    "policy_loss": (maspo_ext.policy_loss, {}),
+    "PolicyLoss": (maspo_ext.PolicyLoss(alpha=0.5), {}),
+    **{f"policy_loss of {mode}": (maspo_ext.policy_loss, {"ratio_mode": mode}) for mode in DEFAULT_METHODS},
+    **{f"PolicyLoss of {mode}": (maspo_ext.PolicyLoss(mode), {}) for mode in DEFAULT_METHODS},
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
 def test_the_python_fronts_compile(front, device):
-    batch = random_batch(4, 8, device=device)
+    front, keywords = FRONTS[front]
+    batch = random_batch(4, 8, device=device, entropy=True)
 
     def function(**arguments):
-        output = front(**arguments)
+        output = front(**arguments, rollout_is_threshold="0.5_2.0", entropy_alpha=0.2, **keywords)
         return output.loss, output.stats.tensor
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -128,20 +243,24 @@ def test_the_python_fronts_compile(front, device):
 
 def test_errors_of_the_checks_come_through_compile(device):
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    batch = random_batch(4, 8, device=device)
     with pytest.raises(Exception, match="maspo_ext: alpha: expected >= 0, got -1.0"):
-        compiled(**random_batch(4, 8, device=device), alpha=-1.0)
+        compiled(**batch, alpha=-1.0)
+    with pytest.raises(Exception, match="maspo_ext: hyper: expected 3 values .*, got 2"):
+        compiled(**batch, ratio_mode="sapo", hyper=[1.0, 1.0])
 
 
-def test_export_with_dynamic_batch_and_width(device):
+@pytest.mark.parametrize("keywords", [{"alpha": 0.5}, DEFAULT_METHODS["bapo"].keywords], ids=["maspo", "bapo"])
+def test_export_with_dynamic_batch_and_width(keywords, device):
     class Loss(torch.nn.Module):
         def forward(self, log_prob, old_log_prob, advantages, response_mask):
-            return op(log_prob, old_log_prob, advantages, response_mask, alpha=0.5)
+            return op(log_prob, old_log_prob, advantages, response_mask, **keywords)
 
     sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}
     program = torch.export.export(Loss(), positional(random_batch(4, 8, device=device))[0], dynamic_shapes=[sizes] * 4)
     batch = random_batch(7, 5, device=device, weights=False)
     loss, stats = program.module()(*positional(batch)[0])
-    expected = op(**batch, alpha=0.5)
+    expected = op(**batch, **keywords)
     assert torch.equal(loss, expected[0]) and torch.equal(stats, expected[1])
 
 
@@ -164,5 +283,5 @@ def test_inference_tensors_as_inputs_of_training(device):
 
 
 def test_without_a_gradient_none_is_computed(device):
-    _, _, dlogp, _ = ops.loss_forward(**random_batch(5, 9, device=device), need_grad=False)
+    _, _, dlogp, _ = ops.loss_forward(**random_batch(5, 9, device=device), **KERNEL, need_grad=False)
     assert dlogp.shape == (0, 9)

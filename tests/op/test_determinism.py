@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .cases import assert_close, assert_same_bits, random_batch, run
+from .cases import METHODS, OPTIONS, assert_close, assert_same_bits, every_mode, random_batch, run
 
 # Wide enough that rows are cut in pieces; many rows that share a unit; both over several threads.
 SHAPES = [(3, 20000), (64, 3000), (5000, 7)]
@@ -28,6 +28,16 @@ def test_same_bits_from_run_to_run(dtype, shape, device):
         assert_same_bits(run(batch), first)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_mode
+def test_same_bits_from_run_to_run_of_every_method(method, shape, device):
+    batch = method.full_batch(*shape, dtype=torch.float32, device=device)
+    first = run(batch, **method.keywords, **OPTIONS)
+    assert first.grad.any()
+    for _ in range(3):
+        assert_same_bits(run(batch, **method.keywords, **OPTIONS), first)
+
+
 @pytest.fixture
 def restored_threads():
     threads = torch.get_num_threads()
@@ -39,10 +49,21 @@ def restored_threads():
 @pytest.mark.parametrize("loss_agg_mode", ["token-mean", "seq-mean-token-mean"])
 def test_same_bits_for_every_number_of_threads(loss_agg_mode, shape, restored_threads):
     batch = random_batch(*shape, dtype=torch.float32)
+    assert_same_bits_for_every_number_of_threads(batch, loss_agg_mode=loss_agg_mode)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@every_mode
+def test_same_bits_for_every_number_of_threads_of_every_method(method, shape, restored_threads):
+    batch = method.full_batch(*shape, dtype=torch.float32)
+    assert_same_bits_for_every_number_of_threads(batch, **method.keywords, **OPTIONS)
+
+
+def assert_same_bits_for_every_number_of_threads(batch, **keywords):
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(run(batch, loss_agg_mode=loss_agg_mode))
+        results.append(run(batch, **keywords))
     assert_same_bits(results[1], results[0])
     assert_same_bits(results[2], results[0])
 
@@ -61,6 +82,12 @@ CALLS = [
     (random_batch(9, 300, dtype=dtype, spread=2.0), {"gate_gradient": gate_gradient})
     for dtype in (torch.float64, torch.float32)
     for gate_gradient in (False, True)
+]
+CALLS += [
+    (method.full_batch(9, 300, dtype=dtype, spread=2.0), {**method.keywords, **options})
+    for method in METHODS.values()
+    for dtype in (torch.float64, torch.float32)
+    for options in ({}, OPTIONS)
 ]
 
 

@@ -1,5 +1,6 @@
 """Every wrong argument: the message names it, what was expected, what came, and what to do."""
 
+import dataclasses
 import math
 import re
 import subprocess
@@ -12,7 +13,7 @@ import torch
 
 import maspo_ext
 
-from .cases import op, random_batch
+from .cases import DEFAULT_METHODS, GLOBAL_COUNTS, KERNEL, every_mode, op, random_batch
 
 NAN, INF = math.nan, math.inf
 
@@ -42,6 +43,59 @@ HYPER = ("sigma_base", "alpha", "sigma_high", "adv_low", "adv_high", "beta_pos",
 HYPER += ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
 # With sigma_base or adv_low = inf no upper bound is left, but the message is still about them, not about the bound.
 NUMBERS += [({name: value}, name, "", repr(value), "") for name in HYPER for value in (NAN, INF, -INF)]
+
+CLIP_NUMBERS = [
+    ({"clip_ratio_low": -0.2}, "clip_ratio_low", ">= 0", "-0.2", "0.2"),
+    ({"clip_ratio_high": -0.2}, "clip_ratio_high", ">= 0", "-0.2", "0.2"),
+    ({"clip_ratio_c": 1.0}, "clip_ratio_c", "> 1", "1.0", "dual clip"),
+]
+TOO_MANY = "ratio_lower_step and ratio_upper_step"
+# The same of the other modes' fields.
+OF_MODES = {
+    "ppo": CLIP_NUMBERS,
+    "grpo": CLIP_NUMBERS,
+    "clip_higher": CLIP_NUMBERS,
+    "dac": [
+        ({"eps_low": -0.1}, "eps_low", ">= 0", "-0.1", "0.2"),
+        ({"eps_high": -0.1}, "eps_high", ">= 0", "-0.1", "0.28"),
+        ({"clip_ratio_c": 0.9}, "clip_ratio_c", "> 1", "0.9", "dual clip"),
+    ],
+    "entropy_adv": CLIP_NUMBERS
+    + [
+        ({"alpha": -0.4}, "alpha", ">= 0", "-0.4", "published: 0.4 with GRPO"),
+        ({"kappa": 0.5}, "kappa", ">= 1", "0.5", "keeps its sign"),
+    ],
+    "bapo": CLIP_NUMBERS
+    + [
+        ({"adv_ratio_target": -1.0}, "adv_ratio_target", ">= 0", "-1.0", "1.0"),
+        ({"ratio_lower_start": 0.0}, "ratio_lower_start", "> 0", "0.0", "bound of the ratio"),
+        ({"ratio_upper_start": -1.2}, "ratio_upper_start", "> 0", "-1.2", "bound of the ratio"),
+        ({"ratio_lower_max": 0.5}, "ratio_lower_max", ">= ratio_lower_start = 0.6", "0.5", "None searches nothing"),
+        ({"ratio_upper_max": 1.1}, "ratio_upper_max", ">= ratio_upper_start = 1.2", "1.1", "None searches nothing"),
+        ({"ratio_lower_step": -0.1}, "ratio_lower_step", ">= 0", "-0.1", "0 searches nothing"),
+        ({"ratio_upper_step": -0.1}, "ratio_upper_step", ">= 0", "-0.1", "0 searches nothing"),
+        ({"ratio_lower_max": 1.1}, "ratio_lower_max", "<= 1.0", "1.1", "clip the ratio 1"),
+        ({"ratio_upper_start": 0.9}, "ratio_upper_start", ">= 1.0", "0.9", "clip the ratio 1"),
+        ({"eps": -1e-8}, "eps", ">= 0", "-1e-08", "1e-8"),
+        ({"ratio_upper_step": 0.001}, TOO_MANY, "<= 128", "134", "larger steps"),
+        ({"ratio_lower_step": 1e-9}, TOO_MANY, "<= 128", "146", "larger steps"),
+    ],
+    "sapo": [
+        ({"tau_pos": 0.0}, "tau_pos", "> 0", "0.0", "1.0"),
+        ({"tau_neg": -1.05}, "tau_neg", "> 0", "-1.05", "1.05"),
+        ({"clip_ratio_c": 1.0}, "clip_ratio_c", "> 1", "1.0", "dual clip"),
+    ],
+}
+NUMBER_FIELDS = {
+    mode: [name for name, value in dataclasses.asdict(method.config).items() if not isinstance(value, bool)]
+    for mode, method in DEFAULT_METHODS.items()
+}
+for mode, rows in OF_MODES.items():
+    # A list of its own, since some are shared. As above, what follows from an infinite field may be named instead of it.
+    OF_MODES[mode] = rows + [
+        ({name: value}, name, "", repr(value), "") for name in NUMBER_FIELDS[mode] for value in (NAN, INF, -INF)
+    ]
+OF_MODES = [(mode, *row) for mode, rows in OF_MODES.items() for row in rows]
 
 AGGREGATION = [
     (
@@ -105,7 +159,7 @@ DTYPES = [
         f"torch.{str(dtype)[6:]}",
         rf"{name}\.to\(",
     )
-    for name in ("log_prob", "old_log_prob", "advantages", "rollout_is_weights")
+    for name in ("log_prob", "old_log_prob", "advantages", "rollout_is_weights", "entropy", "ref_log_prob")
     for dtype in (INTEGER, torch.bool, COMPLEX)
 ]
 DTYPES += [
@@ -118,6 +172,100 @@ DTYPES += [
     )
 ]
 
+PACKED = {"cu_seqlens": torch.tensor([0, 4, 9]), "max_seqlen": 5}
+
+
+def packed(**wrong):
+    return {**{name: ones(9) for name in ("log_prob", "old_log_prob", "advantages", "response_mask")}, **PACKED, **wrong}
+
+
+OPTIONS = [
+    ({"entropy": ones(4, 5)}, "entropy", r"\[B, T\] = \[4, 6\]", r"\[4, 5\]", "slice or expand"),
+    ({"entropy": ones(4)}, "entropy", r"\[B, T\] = \[4, 6\]", r"\[4\]", "slice or expand"),
+    ({"entropy_alpha": 0.4}, "entropy", r"a tensor, since entropy_alpha = 0\.4", "None", "entropy of each token"),
+    ({"ratio_mode": "entropy_adv"}, "entropy", "a tensor for ratio_mode='entropy_adv'", "None", "entropy of each token"),
+    ({"entropy": ones(4, 6), "entropy_alpha": -0.1}, "entropy_alpha", ">= 0", "-0.1", "published"),
+    ({"entropy": ones(4, 6), "entropy_alpha": NAN}, "entropy_alpha", ">= 0 and finite", "nan", "published"),
+    ({"entropy": ones(4, 6), "entropy_kappa": 0.9}, "entropy_kappa", ">= 1", "0.9", "keeps its sign"),
+    ({"entropy": ones(4, 6), "entropy_kappa": INF}, "entropy_kappa", ">= 1 and finite", "inf", "keeps its sign"),
+    ({"ref_log_prob": ones(4, 1)}, "ref_log_prob", r"\[B, T\] = \[4, 6\]", r"\[4, 1\]", "slice or expand"),
+    ({"kl_coef": 0.1}, "ref_log_prob", r"a tensor, since kl_coef = 0\.1", "None", "kl_coef=0"),
+    ({"ref_log_prob": ones(4, 6), "kl_coef": -0.1}, "kl_coef", ">= 0", "-0.1", "0.001"),
+    ({"ref_log_prob": ones(4, 6), "kl_coef": NAN}, "kl_coef", ">= 0 and finite", "nan", "0.001"),
+    *(
+        ({"ref_log_prob": ones(4, 6), "kl_type": kl_type}, "kl_type", "one of k1, kl, .*trailing \\+", repr(kl_type), "Choose")
+        for kl_type in ("k4", "", "+", "k3++", "K3", "lowvar_kl", "low_var_kl +")
+    ),
+    ({"kl_type": "k4"}, "kl_type", "one of k1", "'k4'", "Choose"),  # even where it is of no use
+    *(
+        ({"rollout_is_weights": None, **bounds}, "rollout_is_weights", f"a tensor, since {name} = ", "None", "Pass the weights")
+        for name, bounds in (
+            ("rollout_is_upper", {"rollout_is_upper": 2.0}),
+            ("rollout_is_lower", {"rollout_is_lower": 0.5, "rollout_is_upper": 2.0}),
+        )
+    ),
+    ({"rollout_is_lower": 0.5}, "rollout_is_upper", "a number, since rollout_is_lower is given", "None", "IcePop"),
+    (
+        {"rollout_is_lower": 2.0, "rollout_is_upper": 0.5},
+        "rollout_is_upper",
+        r">= rollout_is_lower = 2\.0",
+        "0.5",
+        "IcePop",
+    ),
+    ({"rollout_is_upper": -1.0}, "rollout_is_upper", ">= 0", "-1.0", "bounds the importance weights"),
+    ({"rollout_is_upper": NAN}, "rollout_is_upper", ">= 0 and finite", "nan", "bounds the importance weights"),
+    ({"bapo_sums": torch.ones(18, dtype=torch.float64)}, "bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop"),
+    (
+        {"ratio_mode": "bapo", **GLOBAL_COUNTS},
+        "bapo_sums",
+        "the sums over all 2 data-parallel ranks, since dp_size > 1",
+        "None",
+        "all_reduce",
+    ),
+    ({"hyper": [1.0]}, "hyper", "nothing for ratio_mode='maspo'", r"[1.0]", "named arguments"),
+    ({"ratio_mode": "MASPO"}, "ratio_mode", "one of maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo", "'MASPO'", "Choose"),
+    ({"ratio_mode": ""}, "ratio_mode", "one of maspo, ppo", "''", "Choose"),
+    ({"max_seqlen": 6}, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens too"),
+]
+for mode in DEFAULT_METHODS:
+    count = len(DEFAULT_METHODS[mode].config.hyper())
+    if mode != "maspo":
+        OPTIONS += [
+            ({"ratio_mode": mode, "hyper": [0.5] * n}, "hyper", rf"{count} values \(.*, .*\)", str(n), r"Config\(\.\.\.\)\.hyper\(\)")
+            for n in (1, count - 1, count + 1)
+        ]
+        OPTIONS += [
+            ({"ratio_mode": mode, name: value}, name, f"the default for ratio_mode='{mode}'", repr(value), "are MASPO's")
+            for name, value in (("sigma_base", 2.0), ("clip_ratio_low", 0.3), ("gate_gradient", True))
+        ]
+
+PACKED_SHAPES = [
+    (packed(log_prob=ones(3, 3)), "log_prob", r"shape \[total_tokens\], since cu_seqlens", r"\[3, 3\]", "Flatten"),
+    (packed(old_log_prob=ones(8)), "old_log_prob", r"\[total_tokens\] = \[9\] .* B = 2", r"\[8\]", "slice or expand"),
+    (packed(advantages=ones(2)), "advantages", r"\[total_tokens\] or \[B, 1\]", r"\[2\]", "slice or expand"),
+    (packed(advantages=ones(9, 1)), "advantages", r"\[total_tokens\] or \[B, 1\]", r"\[9, 1\]", "slice or expand"),
+    (packed(response_mask=ones(2, 1)), "response_mask", r"\[total_tokens\]", r"\[2, 1\]", "slice or expand"),
+    (packed(entropy=ones(2, 5)), "entropy", r"\[total_tokens\]", r"\[2, 5\]", "slice or expand"),
+    (packed(ref_log_prob=ones(10)), "ref_log_prob", r"\[total_tokens\]", r"\[10\]", "slice or expand"),
+    (packed(max_seqlen=None), "max_seqlen", "length of the longest sequence, since cu_seqlens", "None", "waiting"),
+    (packed(max_seqlen=-1), "max_seqlen", ">= 0", "-1", "longest sequence"),
+    (packed(cu_seqlens=torch.tensor([[0, 4, 9]])), "cu_seqlens", r"shape \[B \+ 1\]", r"\[1, 3\]", "running sum"),
+    (packed(cu_seqlens=torch.tensor(9)), "cu_seqlens", r"shape \[B \+ 1\]", r"\[\]", "running sum"),
+    (packed(cu_seqlens=torch.zeros(0, dtype=torch.int64)), "cu_seqlens", r"shape \[B \+ 1\]", r"\[0\]", "running sum"),
+    (packed(cu_seqlens=PACKED["cu_seqlens"].to("meta")), "cu_seqlens", "device cpu", "meta", "Move it"),
+]
+
+DTYPES += [
+    (
+        packed(cu_seqlens=PACKED["cu_seqlens"].to(dtype)),
+        "cu_seqlens",
+        "dtype in int64, int32",
+        f"torch.{str(dtype)[6:]}",
+        r"cu_seqlens\.to\(int64\)",
+    )
+    for dtype in (torch.int16, torch.float32, torch.bool)
+]
+
 DEVICES = [
     (
         {name: ones(4, 6, device="meta")},
@@ -126,7 +274,7 @@ DEVICES = [
         "meta",
         rf"{name}\.to\(log_prob\.device\)",
     )
-    for name in ("old_log_prob", "advantages", "response_mask", "rollout_is_weights")
+    for name in ("old_log_prob", "advantages", "response_mask", "rollout_is_weights", "entropy", "ref_log_prob")
 ]
 DEVICES += [
     ({"log_prob": ones(4, 6, device="meta")}, "old_log_prob", "device meta", "cpu", r"\.to\(log_prob\.device\)")
@@ -142,13 +290,53 @@ def named(rows):
     return [pytest.param(*row, id=f"{row[1]}-{i}") for i, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("wrong, name, expected, got, remedy", named(NUMBERS + AGGREGATION + SHAPES + DEVICES))
+@pytest.mark.parametrize("wrong, name, expected, got, remedy", named(NUMBERS + AGGREGATION + SHAPES + OPTIONS + DEVICES))
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_wrong_value(requires_grad, wrong, name, expected, got, remedy):
     batch = random_batch(4, 6, dtype=torch.float32)
     batch["log_prob"].requires_grad_(requires_grad)
     with pytest.raises(ValueError, match=explains(name, expected, got, remedy)):
         op(**{**batch, **wrong})
+
+
+@pytest.mark.parametrize("call, name, expected, got, remedy", named(PACKED_SHAPES))
+def test_wrong_value_with_packed_tensors(call, name, expected, got, remedy):
+    for function in (op, maspo_ext.policy_loss):
+        with pytest.raises(ValueError, match=explains(name, expected, got, remedy)):
+            function(**call)
+
+
+# On a CPU the values are looked at too: 9 tokens, max_seqlen 5.
+@pytest.mark.parametrize(
+    "cu_seqlens, got, sequence",
+    [
+        ([1, 4, 9], "[1, 4)", 0),
+        ([-1, 4, 9], "[-1, 4)", 0),
+        ([0, 4, 8], "[4, 8)", 1),
+        ([0, 4, 10], "[4, 10)", 1),
+        ([0, 5, 4, 9], "[5, 4)", 1),
+        ([0, 3, 9], "[3, 9)", 1),
+        ([0, 6, 9], "[0, 6)", 0),
+        ([0, 4], "[0, 4)", 0),
+        ([0, 2**40, 9], f"[0, {2**40})", 0),
+        ([-(2**63), 2**63 - 1, 9], f"[{-(2**63)}, {2**63 - 1})", 0),
+    ],
+    ids=str,
+)
+@every_mode
+def test_wrong_cu_seqlens(method, cu_seqlens, got, sequence):
+    call = packed(cu_seqlens=torch.tensor(cu_seqlens), entropy=ones(9))
+    expected = r"0 first, 9 \(the number of tokens\) last, and no step down or longer than max_seqlen = 5"
+    message = rf"maspo_ext: cu_seqlens: expected {expected}, got {re.escape(got)} for sequence {sequence}\. Pass the running sum"
+    for function, keywords in ((op, method.keywords), (maspo_ext.policy_loss, {"ratio_mode": method.mode})):
+        with pytest.raises(RuntimeError, match=message):
+            function(**call, **keywords)
+
+
+def test_no_sequence_but_tokens_is_refused():
+    """[0] is right for no token only."""
+    with pytest.raises((RuntimeError, ValueError), match="cu_seqlens"):
+        op(**packed(cu_seqlens=torch.tensor([0]), max_seqlen=9))
 
 
 @pytest.mark.parametrize("wrong, name, expected, got, remedy", named(DTYPES))
@@ -163,30 +351,58 @@ def test_config_rejects_what_the_op_rejects(wrong, name, expected, got, remedy):
         maspo_ext.MaspoConfig(**wrong)
 
 
+@pytest.mark.parametrize(
+    "mode, wrong, name, expected, got, remedy",
+    [pytest.param(*row, id=f"{row[0]}-{row[2]}-{i}") for i, row in enumerate(OF_MODES)],
+)
+def test_wrong_value_of_a_mode(mode, wrong, name, expected, got, remedy):
+    """By the config, by the op, by both fronts, with one message."""
+    batch = random_batch(4, 6, entropy=True)
+    method = DEFAULT_METHODS[mode]
+    with pytest.raises(ValueError) as of_config:
+        method.with_(**wrong)
+    message = str(of_config.value)
+    assert re.match(explains(name, expected, got, remedy), message)
+    values = dict(zip(dataclasses.asdict(method.config), method.config.hyper(), strict=True)) | wrong
+    for call in (
+        lambda: op(**batch, ratio_mode=mode, hyper=list(values.values())),
+        lambda: maspo_ext.policy_loss(**batch, ratio_mode=mode, **wrong),
+        lambda: maspo_ext.PolicyLoss(mode, **wrong),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call()
+
+
+MAY_BE_NONE = ("ratio_lower_start", "ratio_lower_max", "ratio_upper_start", "ratio_upper_max")
+
+
 @pytest.mark.parametrize("value", ["0.3", None, True, [0.3]], ids=repr)
-@pytest.mark.parametrize("name", HYPER)
-def test_config_rejects_what_is_no_number(name, value):
+@pytest.mark.parametrize("mode, name", [(mode, name) for mode, names in NUMBER_FIELDS.items() for name in names])
+def test_config_rejects_what_is_no_number(mode, name, value):
+    if value is None and name in MAY_BE_NONE:
+        assert getattr(DEFAULT_METHODS[mode].with_(**{name: None}).config, name) is None
+        return
     got = re.escape(f"{value!r} ({type(value).__name__})")
     with pytest.raises(TypeError, match=rf"maspo_ext: {name}: expected a number, .*, got {got}\. "):
-        maspo_ext.MaspoConfig(**{name: value})
+        DEFAULT_METHODS[mode].with_(**{name: value})
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"], ids=repr)
-def test_config_rejects_a_gate_gradient_that_is_no_bool(value):
-    with pytest.raises(
-        TypeError, match=rf"maspo_ext: gate_gradient: expected True or False, got {value!r}\. False is the published"
-    ):
-        maspo_ext.MaspoConfig(gate_gradient=value)
+@pytest.mark.parametrize("mode, name, remedy", [("maspo", "gate_gradient", "published"), ("bapo", "upper_first", "order of")])
+def test_config_rejects_a_flag_that_is_no_bool(mode, name, remedy, value):
+    with pytest.raises(TypeError, match=rf"maspo_ext: {name}: expected True or False, got {value!r}\. False is the {remedy}"):
+        DEFAULT_METHODS[mode].with_(**{name: value})
 
 
 FRONTS = {
     "policy_loss": lambda **keywords: maspo_ext.policy_loss(**random_batch(4, 6), **keywords),
     "PolicyLoss": maspo_ext.PolicyLoss,
 }
+ALL_MODES = "maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo"
 FRONT_ERRORS = [
-    ({"ratio_mode": "ppo"}, ValueError, r"ratio_mode: expected one of maspo, got 'ppo'\. Choose"),
-    ({"ratio_mode": None}, ValueError, r"ratio_mode: expected one of maspo, got None\. Choose"),
-    ({"ratio_mode": ["maspo"]}, ValueError, r"ratio_mode: expected one of maspo, got \['maspo'\]\. Choose"),
+    ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Choose"),
+    ({"ratio_mode": None}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got None\. Choose"),
+    ({"ratio_mode": ["maspo"]}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got \['maspo'\]\. Choose"),
     (
         {"alhpa": 0.3},
         TypeError,
@@ -205,6 +421,40 @@ FRONT_ERRORS = [
     ({"alpha": -1.0}, ValueError, r"alpha: expected >= 0, got -1\.0\. "),
     ({"sigma_high": INF}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 and finite, got inf\. "),
     ({"loss_agg_mode": "mean"}, ValueError, r"loss_agg_mode: expected one of token-mean, .*, got 'mean'\. Choose"),
+    *(
+        (
+            {"ratio_mode": mode, "sigma_bse": 1.0},
+            TypeError,
+            rf"policy_loss: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
+            r"got sigma_bse\. Check the spelling",
+        )
+        for mode, method in DEFAULT_METHODS.items()
+    ),
+    *(
+        (
+            {"ratio_mode": mode, "config": DEFAULT_METHODS[other].config},
+            TypeError,
+            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass the config class",
+        )
+        for mode, expected, other, got in (
+            ("maspo", "MaspoConfig", "ppo", "PpoConfig"),
+            ("ppo", "PpoConfig", "clip_higher", "ClipHigherConfig"),  # a subclass has other defaults and may be another method
+            ("grpo", "PpoConfig", "entropy_adv", "EntropyAdvConfig"),
+            ("clip_higher", "ClipHigherConfig", "ppo", "PpoConfig"),
+            ("dac", "DacConfig", "sapo", "SapoConfig"),
+            ("entropy_adv", "EntropyAdvConfig", "clip_higher", "ClipHigherConfig"),
+            ("bapo", "BapoConfig", "dac", "DacConfig"),
+            ("sapo", "SapoConfig", "maspo", "MaspoConfig"),
+        )
+    ),
+    ({"ratio_mode": "dac", "clip_ratio_low": 0.2}, TypeError, r"policy_loss: expected keywords of DacConfig .*, got clip_ratio_low"),
+    ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"policy_loss: expected keywords of PpoConfig .*, got alpha"),
+    ({"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2}, TypeError, "policy_loss: expected clip_ratio_low once"),
+    (
+        {"ratio_mode": "sapo", "config": maspo_ext.SapoConfig(), "tau_pos": 0.3},
+        TypeError,
+        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(tau_pos\)",
+    ),
 ]
 
 
@@ -215,8 +465,73 @@ def test_fronts(front, wrong, error, message):
         FRONTS[front](**wrong)
 
 
+THRESHOLDS = [
+    ("2", None),
+    (2, None),
+    ((0.5, 2), None),
+    ([0.5, 2.0], None),
+    ("0.5_2", None),
+    ("0.5-2", "a number, a pair (lower, upper), or \"lower_upper\""),
+    ("", "a number, a pair"),
+    ("0.5_1_2", "a number, a pair"),
+    ((), "a number, a pair"),
+    ((1.0, 2.0, 3.0), "a number, a pair"),
+    (0.0, "> 0"),
+    (-2.0, "> 0"),
+    ((0.0, 2.0), "> 0"),
+    ("0_2", "> 0"),
+    (NAN, "> 0 and finite"),
+    (INF, "> 0 and finite"),
+    ("0.5_inf", "> 0 and finite"),
+    ("nan", "> 0 and finite"),
+    ((2.0, 0.5), None),
+]
+
+
+@pytest.mark.parametrize("threshold, expected", THRESHOLDS, ids=repr)
+def test_rollout_is_threshold(threshold, expected):
+    batch = random_batch(4, 6)
+    if expected is not None:
+        remedy = re.escape("One number truncates (TIS), two mask what lies outside (IcePop).")
+        message = f"maspo_ext: rollout_is_threshold: expected {re.escape(expected)}.*, got .*\\. {remedy}$"
+    elif threshold == (2.0, 0.5):
+        message = r"maspo_ext: rollout_is_upper: expected >= rollout_is_lower = 2\.0, got 0\.5\. "
+    else:
+        maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
+        message = r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_\w+ = .*, got None\. Pass the weights"
+        del batch["rollout_is_weights"]
+    with pytest.raises(ValueError, match=message):
+        maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
+
+
+@pytest.mark.parametrize("threshold", [True, {"upper": 2.0}, (None, 2.0), ("0.5", "2")], ids=repr)
+def test_rollout_is_threshold_of_another_type(threshold):
+    with pytest.raises(TypeError, match="maspo_ext: rollout_is_threshold: expected a number, > 0.*, got .*One number truncates"):
+        maspo_ext.policy_loss(**random_batch(4, 6), rollout_is_threshold=threshold)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in DEFAULT_METHODS if mode != "bapo"])
+def test_only_bapo_reduces_sums(mode):
+    def never(sums):
+        raise AssertionError
+
+    batch = random_batch(4, 6, entropy=True)
+    with pytest.raises(ValueError, match=r"all_reduce_sums: expected None for \w+Config, got .*\. Only bapo has sums: drop it"):
+        maspo_ext.policy_loss(**batch, ratio_mode=mode, all_reduce_sums=never)
+
+
+def test_tensors_are_checked_before_the_sums_are_taken():
+    called = []
+    for wrong in ({"advantages": ones(3)}, {"entropy": ones(4, 5)}, {"old_log_prob": ones(4, 6, device="meta")}):
+        with pytest.raises(ValueError, match=f"maspo_ext: {next(iter(wrong))}: expected"):
+            maspo_ext.policy_loss(
+                **{**random_batch(4, 6, dtype=torch.float32), **wrong}, ratio_mode="bapo", all_reduce_sums=called.append
+            )
+    assert not called
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}], ids=repr
+    "wrong", [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}, {"hyper": "0.3"}, {"kl_type": 3}], ids=repr
 )
 def test_wrong_python_types_are_refused_by_the_schema_and_name_the_argument(wrong):
     with pytest.raises((RuntimeError, TypeError), match=next(iter(wrong))):
@@ -230,17 +545,86 @@ def test_a_missing_argument_is_named():
         op(**batch)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"old_log_prob": ones(4, 5)}, {"advantages": ones(3)}, {"response_mask": ones(24)}], ids=str
-)
-def test_shapes_are_checked_below_the_validation_too(wrong):
+BELOW = {
+    "old_log_prob": ones(4, 5),
+    "advantages": ones(3),
+    "response_mask": ones(24),
+    "rollout_is_weights": ones(6),
+    "entropy": ones(5, 6),
+    "ref_log_prob": ones(4, 6, 1),
+    "method": "ppo",
+    "hyper": [1.0] * 13,
+    "loss_agg_mode": "mean",
+    "kl_type": "low_var_kl",  # one of verl's names, which the op translates
+    "clip_bounds": torch.ones(3, dtype=torch.float64),  # not for the method "maspo"
+}
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_the_kernel_is_safe_below_the_validation_too(name):
     """loss_forward is public: a wrong shape must not read out of bounds."""
-    with pytest.raises(RuntimeError, match=next(iter(wrong))):
-        torch.ops.maspo.loss_forward(**{**random_batch(4, 6, dtype=torch.float32), **wrong})
+    with pytest.raises(RuntimeError, match=name):
+        torch.ops.maspo.loss_forward(**{**random_batch(4, 6, dtype=torch.float32), **KERNEL, name: BELOW[name]})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"log_prob": ones(3, 3)},
+        {"old_log_prob": ones(8)},
+        {"advantages": ones(2)},
+        {"response_mask": ones(3, 3)},
+        {"cu_seqlens": torch.tensor([0, 4, 9], dtype=torch.int32)},
+        {"cu_seqlens": torch.tensor([[0, 4, 9]])},
+        {"cu_seqlens": torch.tensor([0, 0, 4, 4, 9, 9])[::2]},
+        {"cu_seqlens": torch.zeros(0, dtype=torch.int64)},
+        {"cu_seqlens": torch.tensor([0, 4, 99])},
+        {"max_seqlen": None},
+        {"max_seqlen": -5},
+    ],
+    ids=str,
+)
+def test_packed_shapes_are_checked_below_the_validation_too(wrong):
+    candidates = {"lower": [0.8], "upper": [1.2]}
+    for function, keywords in ((torch.ops.maspo.loss_forward, KERNEL), (torch.ops.maspo.bapo_sums, candidates)):
+        function(**packed(), **keywords)
+        with pytest.raises(RuntimeError, match=next(iter(wrong))):
+            function(**packed(**wrong), **keywords)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), ()], ids=str)
+def test_clip_bounds_are_checked(shape):
+    kernel = {"method": "clip", "hyper": [], "clip_ratio_c": 3.0}
+    batch = random_batch(4, 6, dtype=torch.float32)
+    right = torch.tensor([0.8, 1.2, 1.0], dtype=torch.float64)
+    torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=right)
+    for wrong in (torch.ones(shape, dtype=torch.float64), right.float(), right.repeat(2)[::2]):
+        with pytest.raises(RuntimeError, match="clip_bounds must be what bapo_bounds returned"):
+            torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=wrong)
+
+
+def test_bapo_ops_check_what_they_get():
+    batch = random_batch(4, 6, weights=False)
+    search = {"target": 1.0, "eps": 1e-8, "upper_first": False}
+    for lower, upper in (([], [1.2]), ([0.8], []), ([0.8] * 100, [1.2] * 29)):
+        with pytest.raises(RuntimeError, match=f"takes 1 to 128 candidates .*, got {len(lower)} and {len(upper)}"):
+            torch.ops.maspo.bapo_sums(**batch, lower=lower, upper=upper)
+        with pytest.raises(RuntimeError, match="takes 1 to 128 candidates"):
+            torch.ops.maspo.bapo_bounds(torch.ones(2).double(), lower=lower, upper=upper, **search)
+    for name, value in (("entropy", ones(4, 5).double()), ("advantages", ones(3).double()), ("log_prob", ones(24).double())):
+        with pytest.raises(RuntimeError, match=name):
+            torch.ops.maspo.bapo_sums(**{**batch, name: value}, lower=[0.8], upper=[1.2])
+    for sums in (torch.ones(2), torch.ones(3).double(), torch.ones(1, 2).double(), torch.ones(4).double()[::2]):
+        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+            torch.ops.maspo.bapo_bounds(sums, lower=[0.8], upper=[1.2], **search)
+    config = maspo_ext.BapoConfig()
+    for sums in (torch.ones(17).double(), torch.ones(18)):
+        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+            op(**batch, ratio_mode="bapo", hyper=config.hyper(), bapo_sums=sums)
 
 
 def test_loss_backward_checks_what_it_gets():
-    loss, _, dlogp, row_scale = torch.ops.maspo.loss_forward(**random_batch(4, 6, dtype=torch.float32))
+    loss, _, dlogp, row_scale = torch.ops.maspo.loss_forward(**random_batch(4, 6, dtype=torch.float32), **KERNEL)
     right = {"grad_loss": torch.ones_like(loss), "dlogp": dlogp, "row_scale": row_scale, "dtype": torch.float32}
     assert torch.ops.maspo.loss_backward(**right).shape == (4, 6)
     for wrong in (
@@ -248,10 +632,12 @@ def test_loss_backward_checks_what_it_gets():
         {"grad_loss": torch.ones((), dtype=torch.float64)},
         {"dlogp": dlogp.t()},
         {"dlogp": dlogp.double()},
+        {"dlogp": dlogp.flatten()},
         {"row_scale": row_scale[:3]},
         {"row_scale": row_scale.float()},
         {"dtype": torch.float64},
         {"dtype": torch.int64},
+        {"cu_seqlens": torch.tensor([0, 24]), "max_seqlen": 24},
     ):
         with pytest.raises(RuntimeError, match="maspo: "):
             torch.ops.maspo.loss_backward(**{**right, **wrong})

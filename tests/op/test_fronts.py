@@ -10,7 +10,22 @@ import torch
 
 import maspo_ext
 
-from .cases import GLOBAL_COUNTS, Result, assert_same_bits, op, random_batch, reference, run
+from .cases import (
+    AGG_MODES,
+    DEFAULT_METHODS,
+    GLOBAL_COUNTS,
+    OPTIONS,
+    OTHER_HYPER,
+    OTHER_METHODS,
+    Result,
+    assert_same_bits,
+    every_method,
+    every_mode,
+    op,
+    random_batch,
+    reference,
+    run,
+)
 
 PUBLISHED = {
     "sigma_base": 1.0,
@@ -31,24 +46,52 @@ KEYWORDS = {
     "global_batch_size": None,
     "loss_scale_factor": None,
     **EXTRA,
+    "ratio_mode": "maspo",
+    "hyper": [],
+    "bapo_sums": None,
+    "dual_clip": False,
+    "entropy": None,
+    "entropy_alpha": 0.0,
+    "entropy_kappa": 2.0,
+    "ref_log_prob": None,
+    "kl_type": "k3",
+    "kl_coef": 0.0,
+    "rollout_is_lower": None,
+    "rollout_is_upper": None,
+    "cu_seqlens": None,
+    "max_seqlen": None,
 }
 POSITIONAL = ["log_prob", "old_log_prob", "advantages", "response_mask"]
-OTHER = {
-    "alpha": 0.5,
-    "sigma_base": 0.7,
-    "beta_pos": 0.4,
-    "beta_neg": 0.2,
-    "sigma_high": 4.0,
-    "adv_low": 0.6,
-    "adv_high": 1.4,
+PPO_CLIP = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "clip_ratio_c": 3.0}
+DAPO_CLIP = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0}
+# Of each mode: where the values come from is in its config class.
+DEFAULTS = {
+    "maspo": PUBLISHED | EXTRA,
+    "ppo": PPO_CLIP,
+    "grpo": PPO_CLIP,
+    "clip_higher": DAPO_CLIP,
+    "dac": {"eps_low": 0.2, "eps_high": 0.28, "clip_ratio_c": 10.0},
+    "entropy_adv": DAPO_CLIP | {"alpha": 0.4, "kappa": 2.0},
+    "bapo": {
+        "adv_ratio_target": 1.0,
+        "ratio_lower_start": 0.6,
+        "ratio_lower_max": 0.8,
+        "ratio_lower_step": 0.05,
+        "ratio_upper_start": 1.2,
+        "ratio_upper_max": 2.0,
+        "ratio_upper_step": 0.05,
+        "upper_first": False,
+        "eps": 1e-8,
+        **PPO_CLIP,
+    },
+    "sapo": {"tau_pos": 1.0, "tau_neg": 1.05, "clip_ratio_c": 3.0},
 }
 
 
-@pytest.mark.parametrize("name", ["loss", "loss_forward"])
-def test_schema(name):
-    arguments = getattr(torch.ops.maspo, name).default._schema.arguments
+def test_schema():
+    arguments = torch.ops.maspo.loss.default._schema.arguments
     assert [a.name for a in arguments if not a.kwarg_only] == POSITIONAL
-    keywords = {a.name: a.default_value for a in arguments if a.kwarg_only and a.name != "need_grad"}
+    keywords = {a.name: a.default_value for a in arguments if a.kwarg_only}
     assert list(keywords) == list(KEYWORDS) and keywords == KEYWORDS
     assert [r.name for r in torch.ops.maspo.loss.default._schema.returns] == ["loss", "stats"]
 
@@ -56,11 +99,27 @@ def test_schema(name):
 def test_the_reference_has_the_same_signature():
     parameters = inspect.signature(reference).parameters
     assert list(parameters) == POSITIONAL + list(KEYWORDS)
-    assert {name: parameters[name].default for name in KEYWORDS} == KEYWORDS
+    assert {name: parameters[name].default for name in KEYWORDS} == KEYWORDS | {"hyper": ()}
 
 
-def test_config_defaults_are_the_published_ones():
-    assert dataclasses.asdict(maspo_ext.MaspoConfig()) == PUBLISHED | EXTRA == maspo_ext.MaspoConfig().to_kwargs()
+@every_mode
+def test_config_defaults_are_the_published_ones(method):
+    config = maspo_ext.RATIO_MODES[method.mode]()
+    assert dataclasses.asdict(config) == DEFAULTS[method.mode]
+    if method.mode == "maspo":
+        assert config.op_keywords() == DEFAULTS["maspo"]
+    else:
+        assert config.op_keywords(method.mode) == {"ratio_mode": method.mode, "hyper": list(DEFAULTS[method.mode].values())}
+
+
+@every_mode
+def test_an_empty_hyper_has_the_defaults(method, device):
+    batch = method.batch(5, 9, device=device)
+    assert_same_bits(run(batch, ratio_mode=method.mode), run(batch, **method.keywords))
+
+
+def test_there_are_these_modes():
+    assert list(maspo_ext.RATIO_MODES) == list(DEFAULTS)
 
 
 def test_a_keyword_given_by_name_is_the_default(device):
@@ -68,18 +127,41 @@ def test_a_keyword_given_by_name_is_the_default(device):
     assert_same_bits(run(batch, **KEYWORDS), run(batch))
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [*OTHER.items(), ("clip_ratio_low", 0.5), ("clip_ratio_high", 0.7), ("clip_ratio_c", 1.1), ("gate_gradient", True)],
-)
-def test_every_hyper_parameter_matters(name, value, device):
+def test_other_values_are_given_for_every_field():
+    for mode, config_class in maspo_ext.RATIO_MODES.items():
+        defaults = dataclasses.asdict(config_class())
+        assert OTHER_HYPER[mode].keys() == defaults.keys()
+        assert all(value != defaults[name] for name, value in OTHER_HYPER[mode].items())
+
+
+# What has to be off its default for a field to matter at all: by rights the lower bound ends at its maximum.
+NEEDS = {
+    ("bapo", "ratio_lower_start"): {"ratio_lower_max": None},
+    ("bapo", "clip_ratio_low"): {"ratio_lower_start": None, "ratio_lower_max": None},
+    ("bapo", "clip_ratio_high"): {"ratio_upper_start": None},
+}
+VALUES = {("bapo", "ratio_lower_step"): 0.0, ("bapo", "ratio_upper_max"): 1.3}  # any other comes to the same end
+
+
+@pytest.mark.parametrize("mode, name", [(mode, name) for mode, fields in OTHER_HYPER.items() for name in fields])
+def test_every_hyper_parameter_matters(mode, name, device):
     """One lost on its way would change nothing; one in another's place would not agree with the reference."""
-    batch = random_batch(20, 40, device=device, spread=1.0)
+    default = DEFAULT_METHODS[mode].with_(**NEEDS.get((mode, name), {}))
+    batch = default.batch(20, 40, device=device, spread=1.5)
     batch["advantages"] *= 10  # so that the bounds of the advantage's factor are reached
-    result, default = run(batch, **{name: value}), run(batch)
-    assert any(not torch.equal(a, b) for a, b in zip(result, default, strict=True))
-    for actual, expected in zip(result, run(batch, reference, **{name: value}), strict=True):
+    if mode == "bapo":
+        batch["advantages"] += 12.0  # so that the search ends in the middle
+        assert 1.2 < float(run(batch, **default.keywords).stats[4]) < 2.0
+    changed = default.with_(**{name: VALUES.get((mode, name), OTHER_HYPER[mode][name])})
+    options = {"dual_clip": mode == "sapo"}  # whose bound is of no use otherwise
+    result = run(batch, **changed.keywords, **options)
+    assert any(not torch.equal(a, b) for a, b in zip(result, run(batch, **default.keywords, **options), strict=True))
+    for actual, expected in zip(result, run(batch, reference, **changed.keywords, **options), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-14)
+    front = through_policy_loss(maspo_ext.policy_loss)
+    fields = dataclasses.asdict(changed.config)
+    keywords = {"ratio_mode": mode, "loss_agg_mode": "token-mean", **options}
+    assert_same_bits(run(batch, front, **keywords, **fields), result)
 
 
 def through_policy_loss(front):
@@ -91,27 +173,86 @@ def through_policy_loss(front):
     return function
 
 
-CONFIG = maspo_ext.MaspoConfig(gate_gradient=True, clip_ratio_c=1.5, **OTHER)
-CALLS = {
-    "config": (maspo_ext.policy_loss, {"config": CONFIG}),
-    "keywords": (maspo_ext.policy_loss, CONFIG.to_kwargs()),
-    "module of a config": (maspo_ext.PolicyLoss(config=CONFIG, loss_agg_mode="seq-mean-token-sum"), {}),
-    "module of keywords": (maspo_ext.PolicyLoss("maspo", loss_agg_mode="seq-mean-token-sum", **CONFIG.to_kwargs()), {}),
+CONFIG = OTHER_METHODS["maspo with other values"].config
+OPTIONS_OF_FRONTS = {name: value for name, value in OPTIONS.items() if not name.startswith("rollout_is")}
+OPTIONS_OF_FRONTS["rollout_is_threshold"] = (OPTIONS["rollout_is_lower"], OPTIONS["rollout_is_upper"])
+
+
+def front_and_keywords(form, method, loss_agg_mode):
+    """One way to call a method, and what to give with the call."""
+    config, fields = method.config, dataclasses.asdict(method.config)
+    return {
+        "config": (maspo_ext.policy_loss, {"ratio_mode": method.mode, "config": config, "loss_agg_mode": loss_agg_mode}),
+        "keywords": (maspo_ext.policy_loss, {"ratio_mode": method.mode, "loss_agg_mode": loss_agg_mode, **fields}),
+        "module of a config": (maspo_ext.PolicyLoss(method.mode, config, loss_agg_mode), {}),
+        "module of keywords": (maspo_ext.PolicyLoss(method.mode, loss_agg_mode=loss_agg_mode, **fields), {}),
+    }[form]
+
+
+@pytest.mark.parametrize("form", ["config", "keywords", "module of a config", "module of keywords"])
+@pytest.mark.parametrize("counts", ["local", "global"])
+@every_method
+def test_fronts_hand_everything_to_the_op(method, counts, form, device):
+    counts = method.global_counts if counts == "global" else {}
+    front, keywords = front_and_keywords(form, method, "seq-mean-token-sum")
+    if isinstance(front, torch.nn.Module):
+        assert not list(front.parameters()) and repr(method.config) in repr(front) and method.mode in repr(front)
+    for batch, options, of_front in (
+        (method.batch(5, 9, device=device), {}, {}),
+        (method.full_batch(5, 9, device=device), OPTIONS, OPTIONS_OF_FRONTS),
+    ):
+        expected = run(batch, loss_agg_mode="seq-mean-token-sum", **method.keywords, **options, **counts)
+        assert_same_bits(run(batch, through_policy_loss(front), **keywords, **of_front, **counts), expected)
+
+
+def test_fronts_without_a_mode_are_maspo(device):
+    batch = random_batch(5, 9, device=device)
+    for front in (maspo_ext.policy_loss, maspo_ext.PolicyLoss()):
+        assert_same_bits(run(batch, through_policy_loss(front)), run(batch))
+
+
+@pytest.mark.parametrize("front", ["policy_loss", "PolicyLoss"])
+@every_mode
+def test_aggregation_of_fronts(method, front, device):
+    """Without a choice that of the method's reference; any choice is honoured."""
+
+    def call(**choice):
+        if front == "PolicyLoss":
+            return maspo_ext.PolicyLoss(method.mode, **choice)
+        return lambda **arguments: maspo_ext.policy_loss(**arguments, ratio_mode=method.mode, **choice)
+
+    batch = method.batch(5, 9, device=device)
+    results = {mode: run(batch, **method.keywords, loss_agg_mode=mode) for mode in AGG_MODES}
+    assert len({float(result.loss) for result in results.values()}) == len(AGG_MODES)
+    default = "seq-mean-token-mean" if method.mode == "sapo" else "token-mean"
+    assert_same_bits(run(batch, through_policy_loss(call())), results[default])
+    for mode in AGG_MODES:
+        assert_same_bits(run(batch, through_policy_loss(call(loss_agg_mode=mode))), results[mode])
+    assert_same_bits(run(batch, **method.keywords), results["token-mean"])  # the op has one default
+
+
+ALIASES = {
+    "clip": {"clip_low": "clip_ratio_low", "clip_high": "clip_ratio_high", "clip_c": "clip_ratio_c"},
+    "dac": {"clip_low": "eps_low", "clip_high": "eps_high", "clip_c": "clip_ratio_c"},
+    "sapo": {"clip_c": "clip_ratio_c"},
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("counts", [{}, GLOBAL_COUNTS], ids=["local", "global"])
-def test_fronts_hand_everything_to_the_op(counts, call, device):
-    front, keywords = CALLS[call]
-    batch = random_batch(5, 9, device=device)
-    if isinstance(front, torch.nn.Module):
-        agg = {}
-        assert not list(front.parameters()) and "alpha=0.5" in repr(front)
-    else:
-        agg = {"loss_agg_mode": "seq-mean-token-sum"}
-    expected = run(batch, loss_agg_mode="seq-mean-token-sum", **CONFIG.to_kwargs(), **counts)
-    assert_same_bits(run(batch, through_policy_loss(front), **keywords, **agg, **counts), expected)
+@every_mode
+def test_names_of_the_reference_implementations(method):
+    aliases = ALIASES.get(method.mode, ALIASES["clip"])
+    values = {alias: OTHER_HYPER[method.mode][name] for alias, name in aliases.items()}
+    expected = dataclasses.replace(method.config, **{name: values[alias] for alias, name in aliases.items()})
+    assert maspo_ext.PolicyLoss(method.mode, **values).config == expected != method.config
+    for alias, name in aliases.items():
+        both = {alias: values[alias], name: values[alias]}
+        with pytest.raises(TypeError, match=f"policy_loss: expected {name} once, got it also as .*{'|'.join(both)}"):
+            maspo_ext.PolicyLoss(method.mode, **both)
+
+
+def test_an_alias_of_a_field_that_a_config_lacks_is_unknown():
+    with pytest.raises(TypeError, match=r"expected keywords of SapoConfig \(tau_pos, .*\), got clip_ratio_low"):
+        maspo_ext.PolicyLoss("sapo", clip_low=0.2)
 
 
 def test_config_is_frozen_and_comparable():
@@ -123,18 +264,31 @@ def test_config_is_frozen_and_comparable():
         dataclasses.replace(CONFIG, alpha=-1.0)
 
 
+@every_method
+def test_hyper_goes_back_to_the_config(method):
+    """For BAPO with its starts written out."""
+    config_class = type(method.config)
+    assert config_class.from_hyper(method.config.hyper()) == method.config
+    assert config_class.from_hyper([]) == config_class()
+    assert all(type(value) is float for value in method.config.hyper())
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_configs_and_modules_can_be_copied_and_pickled(duplicate, device):
-    assert duplicate(CONFIG) == CONFIG
-    module = maspo_ext.PolicyLoss(config=CONFIG)
-    batch = random_batch(5, 9, device=device)
+@every_method
+def test_configs_and_modules_can_be_copied_and_pickled(method, duplicate, device):
+    assert duplicate(method.config) == method.config
+    module = maspo_ext.PolicyLoss(method.mode, method.config)
+    batch = method.batch(5, 9, device=device)
     assert_same_bits(run(batch, through_policy_loss(duplicate(module))), run(batch, through_policy_loss(module)))
 
 
-def test_inputs_are_not_modified(device):
-    batch = random_batch(5, 9, dtype=torch.float32, device=device)
+@every_method
+def test_inputs_are_not_modified(method, device):
+    """Nor does anything build up from call to call: the published code adds the entropy to the advantages in place."""
+    batch = method.full_batch(5, 9, dtype=torch.float32, device=device)
     before = {name: value.clone() for name, value in batch.items()}
-    run(batch)
+    first = run(batch, **method.keywords, **OPTIONS)
+    assert_same_bits(run(batch, **method.keywords, **OPTIONS), first)
     assert all(torch.equal(batch[name], before[name]) for name in batch)
 
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from .cases import AGG_MODES, FLOAT_DTYPES, op, random_batch, reference, run
+from .cases import (
+    AGG_MODES,
+    ALL_TENSORS,
+    FLOAT_DTYPES,
+    OPTIONS,
+    every_method,
+    every_mode,
+    op,
+    random_batch,
+    reference,
+    run,
+)
 
 HYPER = {
     "sigma_base": 0.4,
@@ -19,9 +30,9 @@ HYPER = {
 }
 
 
-def smooth_batch(device):
+def smooth_batch(device, **tensors):
     """A batch without kinks: no log-ratio near 0 or +-20, no advantage near 0, both signs of each."""
-    batch = random_batch(4, 6, device=device)
+    batch = random_batch(4, 6, device=device, **tensors)
     direction = torch.where(torch.arange(24, device=device).reshape(4, 6) % 2 == 0, 1.0, -1.0).double()
     batch["log_prob"] = batch["old_log_prob"] + direction * (0.1 + (batch["log_prob"] - batch["old_log_prob"]).abs())
     batch["advantages"] = torch.where(batch["advantages"] < 0, -0.3, 0.3) + batch["advantages"]
@@ -77,6 +88,20 @@ def test_gate_gradient_passes_gradcheck(loss_agg_mode, device):
 
     def loss(log_prob):
         return op(**{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, gate_gradient=True, **HYPER)[0]
+
+    assert torch.autograd.gradcheck(loss, (batch["log_prob"].requires_grad_(),), fast_mode=False)
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["without options", "with options"])
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@every_method
+def test_every_method_passes_gradcheck(method, loss_agg_mode, options, device):
+    if method.mode == "maspo":
+        method = method.with_(gate_gradient=True)
+    batch = smooth_batch(device, entropy=bool(options) or method.mode == "entropy_adv", ref_log_prob=bool(options))
+
+    def loss(log_prob):
+        return op(**{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, **method.keywords, **options)[0]
 
     assert torch.autograd.gradcheck(loss, (batch["log_prob"].requires_grad_(),), fast_mode=False)
 
@@ -137,17 +162,19 @@ def test_upstream_gradient_scales_and_keeps_dtype(dtype, device):
     assert torch.equal(eight.grad, one.grad * 8)
 
 
-def test_only_log_prob_gets_a_gradient(device):
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["without options", "with options"])
+@every_mode
+def test_only_log_prob_gets_a_gradient(method, options, device):
     batch = {
         name: v.requires_grad_() if v.is_floating_point() else v
-        for name, v in random_batch(3, 5, device=device).items()
+        for name, v in (method.full_batch if options else method.batch)(3, 5, device=device).items()
     }
-    loss, stats = op(**batch)
+    loss, stats = op(**batch, **method.keywords, **options)
     loss.backward(retain_graph=True)
     first = batch["log_prob"].grad.clone()
     loss.backward()
     assert first.any() and torch.equal(batch["log_prob"].grad, 2 * first)
-    assert all(batch[name].grad is None for name in ("old_log_prob", "advantages", "rollout_is_weights"))
+    assert all(batch[name].grad is None for name in ALL_TENSORS[1:] if name in batch)
     assert not stats.requires_grad
 
 
@@ -163,7 +190,7 @@ def test_second_derivative_raises_and_says_so(device):
     log_prob = batch.pop("log_prob").requires_grad_()
     loss, _ = op(log_prob, **batch)
     (grad,) = torch.autograd.grad(loss, log_prob, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative.*reference.maspo_loss"):
+    with pytest.raises(RuntimeError, match="no second derivative.*reference.loss"):
         torch.autograd.grad(grad.sum(), log_prob)
 
     loss, _ = reference(log_prob, **batch)
@@ -173,11 +200,25 @@ def test_second_derivative_raises_and_says_so(device):
     torch.testing.assert_close(second, grad)
 
 
+@every_mode
+def test_derivatives_that_no_method_has(method, device):
+    batch = method.full_batch(3, 5, device=device)
+    log_prob = batch.pop("log_prob").requires_grad_()
+    loss, _ = op(log_prob, **batch, **method.keywords, **OPTIONS)
+    (grad,) = torch.autograd.grad(loss, log_prob, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative.*reference.loss"):
+        torch.autograd.grad(grad.sum(), log_prob)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(log_prob.detach(), torch.ones_like(log_prob))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative.*reference.loss"):
+            op(dual, **batch, **method.keywords, **OPTIONS)
+
+
 def test_forward_mode_raises_and_says_so(device):
     batch = random_batch(3, 5, device=device)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(batch["log_prob"], torch.ones_like(batch["log_prob"]))
-        with pytest.raises(NotImplementedError, match="no forward-mode derivative.*reference.maspo_loss"):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative.*reference.loss"):
             op(**{**batch, "log_prob": dual})
 
 

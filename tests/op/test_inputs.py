@@ -5,28 +5,29 @@ import torch
 
 from .cases import (
     AGG_MODES,
+    ALL_TENSORS,
+    ARITHMETIC,
     FLOAT_DTYPES,
     MASK_DTYPES,
+    OPTIONS,
     TENSORS,
     assert_close,
     assert_same_bits,
+    assert_same_in_half,
     converted,
+    every_mode,
     op,
     random_batch,
     reference,
     run,
 )
 
-ARITHMETIC = {dtype: torch.float64 if dtype == torch.float64 else torch.float32 for dtype in FLOAT_DTYPES}
 RTOL = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
 def assert_mixed_dtypes(batch):
-    """The same bits as in the arithmetic's dtype; only the gradient is rounded, to log_prob's dtype."""
-    arithmetic = ARITHMETIC[batch["log_prob"].dtype]
-    exact = run({**converted(batch, arithmetic), "response_mask": batch["response_mask"].to(arithmetic)})
-    assert exact.grad.any()
-    assert_same_bits(run(batch), exact._replace(grad=exact.grad.to(batch["log_prob"].dtype)))
+    exact = assert_same_in_half(batch)
+    arithmetic = exact.loss.dtype
     truth = run(converted(converted(batch, arithmetic), torch.float64), reference)
     assert_close(exact, truth, RTOL[arithmetic])
 
@@ -92,6 +93,43 @@ def test_strides_change_no_bit(dtype, layout, name, device):
 def test_strides_of_all_inputs_at_once(layout, device):
     batch = random_batch(5, 300, device=device)
     assert_same_bits(run({name: layout(value) for name, value in batch.items()}), run(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@every_mode
+def test_strides_change_no_bit_of_any_method(method, dtype, device):
+    """Each tensor alone, entropy and ref_log_prob too; BAPO reads them in a pass of its own."""
+    batch = method.full_batch(5, 300, dtype=dtype, device=device)
+    expected = run(batch, **method.keywords, **OPTIONS)
+    for name in ALL_TENSORS:
+        for layout in LAYOUTS:
+            assert_same_bits(run({**batch, name: layout(batch[name])}, **method.keywords, **OPTIONS), expected)
+
+
+@every_mode
+def test_mixed_dtypes_of_every_method(method, device):
+    batch = method.full_batch(5, 300, dtype=torch.bfloat16, device=device)
+    mixed = dict(zip(ALL_TENSORS[1:], [torch.float32, torch.float16, torch.int8, torch.float64, torch.float32, torch.float16], strict=True))
+    batch = {name: value.to(mixed.get(name, value.dtype)) for name, value in batch.items()}
+    assert_same_in_half(batch, **method.keywords, **OPTIONS)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (5,)], ids=str)
+@every_mode
+def test_one_value_per_row_with_every_method(method, shape, device):
+    batch = method.full_batch(5, 300, device=device)
+    first = {name: batch[name][:, :1] for name in ("advantages", "rollout_is_weights")}
+    keywords = {**method.keywords, **OPTIONS}
+    expected = run({**batch, **{name: value.repeat(1, 300) for name, value in first.items()}}, **keywords)
+    assert_same_bits(run({**batch, **{name: value.reshape(shape) for name, value in first.items()}}, **keywords), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
+@every_mode
+def test_empty_shapes_of_every_method(method, shape, device):
+    result = run(method.full_batch(*shape, device=device), **method.keywords, **OPTIONS)
+    assert float(result.loss) == 0.0 and result.grad.shape == shape
+    assert not result.stats.isnan().any() and float(result.stats.abs().sum()) == (torch.inf if method.mode == "bapo" else 0.0)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,25 @@
 import pytest
 import torch
 
-from .cases import AGG_MODES, TENSORS, assert_close, assert_same_bits, bits, op, random_batch, reference, run
+from .cases import (
+    AGG_MODES,
+    ALL_TENSORS,
+    NONFINITE_COUNT,
+    OPTIONS,
+    TENSORS,
+    assert_close,
+    assert_same_bits,
+    bits,
+    every_method,
+    every_mode,
+    op,
+    random_batch,
+    reference,
+    run,
+)
 
 INPUTS = [name for name in TENSORS if name != "response_mask"]
-NONFINITE_COUNT = -1  # index of actor/nonfinite_count
+ALL_INPUTS = [name for name in ALL_TENSORS if name != "response_mask"]
 
 
 def noise(like):
@@ -46,6 +61,32 @@ def test_masked_garbage_changes_no_bit(loss_agg_mode, garbage, names, device):
         assert_same_bits(run(dirty, **keywords), clean)
 
 
+def dirtied(batch, garbage, names):
+    masked = batch["response_mask"] == 0
+    return {**batch, **{name: torch.where(masked, GARBAGE[garbage](batch[name]), batch[name]) for name in names}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@every_method
+def test_masked_garbage_changes_no_bit_of_any_method(method, loss_agg_mode, dtype, device):
+    batch = method.full_batch(4, 300, dtype=dtype, device=device)
+    keywords = {**method.keywords, **OPTIONS, "loss_agg_mode": loss_agg_mode}
+    clean = run(batch, **keywords)
+    assert clean.loss.isfinite() and clean.grad.any() and clean.stats.isfinite().all()
+    for garbage in GARBAGE:
+        assert_same_bits(run(dirtied(batch, garbage, ALL_INPUTS), **keywords), clean)
+
+
+@pytest.mark.parametrize("name", ["entropy", "ref_log_prob"])
+@pytest.mark.parametrize("garbage", GARBAGE)
+@every_mode
+def test_masked_garbage_of_the_options_alone(method, garbage, name, device):
+    batch = method.full_batch(4, 30, dtype=torch.float32, device=device)
+    keywords = {**method.keywords, **OPTIONS}
+    assert_same_bits(run(dirtied(batch, garbage, [name]), **keywords), run(batch, **keywords))
+
+
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("garbage", ["nan", "inf", "-inf"])
 def test_garbage_in_empty_rows_given_once_per_row(garbage, name, device):
@@ -70,6 +111,36 @@ def test_batch_without_tokens(garbage, global_counts, loss_agg_mode, device):
     batch.update({name: GARBAGE[garbage](batch[name]) for name in INPUTS})
     result = run(batch, loss_agg_mode=loss_agg_mode, **global_counts)
     assert not any(tensor.any() for tensor in result)  # NaN would count as true
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@pytest.mark.parametrize("counts", ["local", "global"])
+@every_method
+def test_batch_without_tokens_of_any_method(method, counts, loss_agg_mode, device):
+    counts = method.global_counts if counts == "global" else {}
+    batch = method.full_batch(3, 40, device=device)
+    batch["response_mask"] = torch.zeros_like(batch["response_mask"])
+    batch.update({name: GARBAGE["noise"](batch[name]) for name in ALL_INPUTS})
+    loss, grad, stats = run(batch, **method.keywords, **OPTIONS, loss_agg_mode=loss_agg_mode, **counts)
+    assert float(loss) == 0.0 and not grad.any()
+    if method.mode == "bapo":
+        bounds = [method.config.ratio_lower_start, method.config.ratio_upper_start, torch.inf]
+        assert stats[3:6].tolist() == bounds
+        stats[3:6] = 0
+    assert not stats.any()
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@every_method
+def test_empty_rows_of_any_method_are_left_out(method, loss_agg_mode, device):
+    batch = method.full_batch(5, 12, device=device)
+    batch["response_mask"][3] = False
+    keywords = {**method.keywords, **OPTIONS, "loss_agg_mode": loss_agg_mode}
+    keep = torch.tensor([1, 2, 4], device=device)
+    whole = run(batch, **keywords)
+    kept = run({name: value[keep] for name, value in batch.items()}, **keywords)
+    assert_close(whole._replace(grad=whole.grad[keep]), kept, 1e-14)
+    assert not whole.grad[[0, 3]].any()
 
 
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
@@ -100,6 +171,41 @@ def test_nan_at_a_valid_token_propagates(gate_gradient, loss_agg_mode, name, dty
     others = result.grad.clone()
     others[1, 3] = clean.grad[1, 3]
     assert torch.equal(bits(others), bits(clean.grad))  # only this token's
+
+
+@pytest.mark.parametrize("name", ALL_INPUTS)
+@pytest.mark.parametrize("advantage", [1.5, -1.5, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@every_method
+def test_nan_at_a_valid_token_propagates_in_any_method(method, dtype, advantage, name, device):
+    batch = method.full_batch(3, 40, dtype=dtype, device=device)
+    batch["response_mask"][1, 3], batch["advantages"][1, 3] = True, advantage
+    clean_method = method
+    if method.mode == "bapo" and name not in ("rollout_is_weights", "ref_log_prob"):
+        clean_method = method.with_(ratio_lower_max=None, ratio_upper_max=None)  # a NaN ends the search
+    clean = run(batch, **clean_method.keywords, **OPTIONS)
+    batch[name][1, 3] = torch.nan
+    result = run(batch, **method.keywords, **OPTIONS)
+    assert result.loss.isnan() and result.grad[1, 3].isnan()
+    assert float(clean.stats[NONFINITE_COUNT]) == 0 and float(result.stats[NONFINITE_COUNT]) == 1
+    others = result.grad.clone()
+    others[1, 3] = clean.grad[1, 3]
+    assert clean.grad.any() and torch.equal(bits(others), bits(clean.grad))
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@every_mode
+def test_nonfinite_inputs_of_options_are_counted_once_per_token(method, value, device):
+    batch = method.full_batch(4, 40, device=device)
+    for name, columns in {"entropy": slice(5, 9), "ref_log_prob": slice(7, 12)}.items():
+        batch[name][:, columns] = value
+    expected = batch["response_mask"][:, 5:12].sum()
+    stats = op(**batch, **method.keywords, **OPTIONS)[1]
+    assert float(stats[NONFINITE_COUNT]) == float(expected) > 5
+    # What no option uses is no input.
+    unused = {name: value for name, value in batch.items() if name not in ("entropy", "ref_log_prob")}
+    if method.mode != "entropy_adv":
+        assert float(op(**unused, **method.keywords)[1][NONFINITE_COUNT]) == 0
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -7,36 +7,50 @@ import torch
 
 import maspo_ext
 
-from .cases import converted, op, random_batch, reference, run
+from .cases import DEFAULT_METHODS, OTHER_METHODS, converted, every_mode, op, random_batch, reference, run
 
-NAMES = [
-    "actor/pg_clipfrac",
-    "actor/ppo_kl",
-    "actor/pg_clipfrac_lower",
-    "actor/maspo_gate_mean_pos",
-    "actor/maspo_gate_mean_neg",
-    "actor/maspo_gated_frac_pos",
-    "actor/maspo_gated_frac_neg",
-    "actor/maspo_sigma_mean",
+CLIP_NAMES = ["actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"]
+METHOD_NAMES = {
+    "maspo": [
+        "actor/maspo_gate_mean_pos",
+        "actor/maspo_gate_mean_neg",
+        "actor/maspo_gated_frac_pos",
+        "actor/maspo_gated_frac_neg",
+        "actor/maspo_sigma_mean",
+    ],
+    "dac": ["actor/dac_clip_low_mean", "actor/dac_clip_high_mean"],
+    "bapo": ["actor/bapo_clip_low", "actor/bapo_clip_high", "actor/bapo_pos_neg_ratio"],
+    "sapo": ["actor/sapo_gate_mean_pos", "actor/sapo_gate_mean_neg"],
+}
+RATIO_NAMES = [
     "actor/ratio_min",
     "actor/ratio_mean",
     "actor/ratio_max",
     "actor/log_ratio_clamped_frac",
     "actor/nonfinite_count",
 ]
+OPTION_NAMES = ["actor/entropy_adv_bonus", "actor/ref_kl", "actor/rollout_is_outside_frac"]
 
 
-def stats_of(batch, function=op, **keywords):
-    return maspo_ext.PolicyLossStats(function(**batch, **keywords)[1]).to_dict()
+def stats_of(batch, function=op, names=maspo_ext.stat_names(), **keywords):
+    return maspo_ext.PolicyLossStats(function(**batch, **keywords)[1], names).to_dict()
 
 
-def test_to_dict_has_all_names_in_order_and_python_floats(device):
-    output = maspo_ext.policy_loss(**random_batch(3, 5, device=device))
+@pytest.mark.parametrize("options", [False, True], ids=["without options", "with options"])
+@every_mode
+def test_to_dict_has_all_names_in_order_and_python_floats(method, options, device):
+    batch = method.batch(3, 5, device=device, **(dict(entropy=True, ref_log_prob=True) if options else {}))
+    keywords = {"rollout_is_threshold": 1.5, "kl_coef": 0.1} if options else {}
+    output = maspo_ext.policy_loss(**batch, ratio_mode=method.mode, **keywords)
     assert output.stats.tensor.dtype == torch.float64 and output.stats.tensor.device == output.loss.device
     stats = output.stats.to_dict()
-    assert list(stats) == NAMES == list(maspo_ext.STAT_NAMES)
+    of_options = OPTION_NAMES if options else OPTION_NAMES[: method.mode == "entropy_adv"]
+    assert list(stats) == CLIP_NAMES + METHOD_NAMES.get(method.mode, []) + RATIO_NAMES + of_options
     assert all(type(value) is float for value in stats.values())
-    assert list(stats.values()) == output.stats.tensor.tolist()
+    tensor = output.stats.tensor.tolist()
+    assert len(tensor) == maspo_ext.NUM_STATS == len(output.stats.names)
+    for name, value in zip(output.stats.names, tensor, strict=True):
+        assert value == (0.0 if name is None else stats[name]), name
 
 
 # (log_prob - old, A, mask) of six tokens with old = 0 and the default hyper-parameters; the last is masked.
@@ -121,6 +135,62 @@ def test_nan_is_skipped_by_ratio_min_and_max_and_seen_in_the_means(device):
     assert stats["actor/ratio_max"] == pytest.approx(float(seen.max()), rel=1e-14)
     assert math.isnan(stats["actor/ratio_mean"]) and math.isnan(stats["actor/ppo_kl"])
     assert stats["actor/nonfinite_count"] == 1.0
+
+
+def only(name):
+    """The names without all others, so that to_dict gives one."""
+    return tuple(n if n == name else None for n in maspo_ext.stat_names(name.split("/")[1].split("_")[0]))
+
+
+# tokens (log_prob - old, A, mask) with old = 0; the method; one of its statistics; its value
+OF_METHODS = [
+    ("sapo", "actor/sapo_gate_mean_pos", (1 / math.cosh(0.25) ** 2 + 3 / math.cosh(0.5) ** 2) / 4),
+    ("sapo", "actor/sapo_gate_mean_neg", 1 / math.cosh(1.05 * 0.25) ** 2),
+    ("dac", "actor/dac_clip_low_mean", (5 * (1 + math.sqrt(0.2)) / 2 + 0.5 + math.sqrt(1 - 0.8 / 1.25) / 2) / 6),
+    ("dac", "actor/dac_clip_high_mean", (5 * (1 + math.sqrt(2.12)) / 2 + 0.5 + math.sqrt(1 + 1.12 / 1.25) / 2) / 6),
+]
+
+
+@pytest.mark.parametrize("function", [op, reference], ids=["op", "reference"])
+@pytest.mark.parametrize("mode, name, expected", OF_METHODS)
+def test_statistics_of_methods_by_hand(mode, name, expected, function, device):
+    ratios, old = [1.5, 2.0, 0.5, 1.0, 99.0], [0.0, 0.0, 0.0, math.log(1.25), 0.0]
+    old = torch.tensor([old], dtype=torch.float64, device=device)
+    batch = {
+        "log_prob": torch.tensor([ratios], dtype=torch.float64, device=device).log() + old,
+        "old_log_prob": old,
+        "advantages": torch.tensor([[1.0, 2.0, -1.0, 0.0, 5.0]], dtype=torch.float64, device=device),
+        "response_mask": torch.tensor([[1, 3, 1, 1, 0]], device=device),
+    }
+    stats = stats_of(batch, function, only(name), **DEFAULT_METHODS[mode].keywords)
+    assert stats == pytest.approx({name: expected}, rel=1e-14)
+
+
+@every_mode
+def test_statistics_of_methods_without_tokens_of_a_side(method, device):
+    """Gates are open on average where there is nothing to average; a batch without tokens has zeros."""
+    batch = method.batch(5, 40, device=device)
+    batch["advantages"] = torch.zeros_like(batch["advantages"])
+    stats = stats_of(batch, names=maspo_ext.stat_names(method.mode), **method.keywords)
+    gates = {name: value for name, value in stats.items() if "gate_mean" in name}
+    assert list(gates.values()) == [1.0] * (2 * (method.mode in ("maspo", "sapo")))
+    batch["response_mask"] = torch.zeros_like(batch["response_mask"])
+    stats = op(**batch, **method.keywords)[1]
+    if method.mode == "bapo":  # its bounds are where they start, and there is nothing negative
+        assert stats[3:6].tolist() == [0.6, 1.2, math.inf]
+        stats[3:6] = 0
+    assert not stats.any()
+
+
+def test_clip_statistics_of_methods(device):
+    """SAPO has no clip; MASPO counts what PPO would clip; the clip family counts what it clips."""
+    batch = random_batch(20, 40, device=device, spread=1.0, entropy=True)
+    counted = {name: run(batch, **method.keywords).stats[[0, 2]] for name, method in OTHER_METHODS.items()}
+    assert not counted.pop("sapo with other values").any()
+    assert all(bool((value > 0).all()) for value in counted.values())
+    assert torch.equal(counted["maspo with other values"], counted["ppo with other values"])
+    dual = run(batch, **OTHER_METHODS["sapo with other values"].keywords, dual_clip=True).stats
+    assert float(dual[0]) == 0.0 and torch.equal(dual[2], counted["ppo with other values"][1])
 
 
 def test_gates_are_open_where_nothing_is_gated(device):

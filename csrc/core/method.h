@@ -1,0 +1,37 @@
+// What every method gives for a token. A method is a header with
+//   * XHyper<S>: its hyper-parameters; XHyper<S>::from(values) reads them in the order of its config class
+//     (maspo_ext/methods/); kClampLow, see ratio.h; kSums, how many sums of its own it keeps;
+//     finish(sums, tokens, stats), the statistics made of these sums;
+//   * method_token(ratio, old_log_prob, advantage, hyper): the formula.
+#pragma once
+
+#include "core/ratio.h"
+
+namespace maspo {
+
+constexpr int kMaxHyper = 12;
+constexpr int kMaxMethodSums = 5;
+constexpr int kMethodStats = 5;
+
+template <class V>
+struct MethodToken {
+  V loss;             // L, before the mask and the weights
+  V dloss;            // d L / d log_prob
+  flag_t<V> clipped;  // counts in pg_clipfrac
+  V sums[kMaxMethodSums];  // the first kSums are summed over the tokens, weighted by the mask
+};
+
+// 1 where the condition holds, for sums that count.
+template <class V>
+MASPO_HD V one_where(flag_t<V> condition) {
+  return select(condition, V(scalar_t<V>(1)), V(scalar_t<V>(0)));
+}
+
+template <class V>
+MASPO_HD flag_t<V> never() {
+  return V(scalar_t<V>(0)) < V(scalar_t<V>(0));
+}
+
+MASPO_HD double mean_or(double sum, double count, double otherwise) { return count == 0 ? otherwise : sum / count; }
+
+}  // namespace maspo

@@ -1,0 +1,21 @@
+// The table of an instruction set's kernels.
+#pragma once
+
+#include "cpu/bapo_unit.h"
+#include "cpu/forward_unit.h"
+
+namespace maspo {
+namespace {
+
+template <class Floats, class Doubles>
+constexpr CpuKernels kernels_of(const char* name) {
+#define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<Floats, Hyper>,
+#define MASPO_DOUBLE_KERNEL(id, name, Hyper) forward_unit<Doubles, Hyper>,
+  return {name, {MASPO_METHODS(MASPO_FLOAT_KERNEL)}, {MASPO_METHODS(MASPO_DOUBLE_KERNEL)}, bapo_unit<Floats>,
+          bapo_unit<Doubles>};
+#undef MASPO_FLOAT_KERNEL
+#undef MASPO_DOUBLE_KERNEL
+}
+
+}  // namespace
+}  // namespace maspo

@@ -1,0 +1,83 @@
+// How the CPU engine walks over a unit: rows, then runs of tokens that are staged into the L1 cache.
+#pragma once
+
+#include "cpu/engine.h"
+#include "cpu/load.h"
+#include "cpu/vec.h"
+
+namespace maspo {
+namespace {
+
+// Tokens staged at a time: the buffers of it stay in the L1 cache, and a float sum over it loses no digits that matter
+// before it is added to a double.
+constexpr int kRun = 256;
+
+// The inputs of a run. Where there is no tensor, the pointer stays at the buffer, which nobody reads.
+template <class S>
+struct alignas(64) Staged {
+  S buffer[kRun];
+  const S* values = buffer;
+
+  // In place where dtype and stride allow and the run is full, else through the buffer.
+  void stage(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
+    constexpr DType own = sizeof(S) == sizeof(float) ? kFloat32 : kFloat64;
+    if (v.data == nullptr) return;
+    const int64_t offset = offset_of(v, batch, span, col);
+    if (v.dtype == own && v.col_stride == 1 && count == kRun) {
+      values = static_cast<const S*>(v.data) + offset;
+    } else {
+      load_tokens(v, offset, count, buffer);
+      values = buffer;
+    }
+  }
+};
+
+template <class S>
+struct Run {
+  Staged<S> mask, log_prob, old_log_prob, advantage, is_weight, entropy, ref_log_prob;
+
+  // Stages the mask of a run, with zeros behind its end. False: nothing in it counts.
+  bool stage_mask(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
+    mask.stage(v, batch, span, col, count);
+    bool any = false;
+    for (int i = 0; i < count; ++i) any |= mask.values[i] != S(0);
+    if (mask.values == mask.buffer) {
+      for (int i = count; i < kRun; ++i) mask.buffer[i] = S(0);
+    }
+    return any;
+  }
+};
+
+template <class V>
+inline int padded_to_lanes(int count) {
+  constexpr int lanes = Lanes<V>::count;
+  return (count + lanes - 1) / lanes * lanes;
+}
+
+template <class V>
+inline double sum_over_lanes(V v) {
+  scalar_t<V> lane[Lanes<V>::count];
+  Lanes<V>::store(lane, v);
+  double total = 0.0;
+  for (int i = 0; i < Lanes<V>::count; ++i) total += lane[i];
+  return total;
+}
+
+// Calls row(span) for every row of the unit and run(span, col, count) for every run of it, then end(span).
+template <class Begin, class OfRun, class End>
+inline void for_each_run(const Batch& batch, const Tiling& tiling, int64_t unit, Begin begin, OfRun run, End end) {
+  const int64_t pieces = tiling.pieces_per_row, rows = rows_per_unit(batch.cols);
+  const int64_t first_row = unit / pieces * rows, piece = unit % pieces;
+  const int64_t last_row = first_row + rows < batch.rows ? first_row + rows : batch.rows;
+  for (int64_t row = first_row; row < last_row; ++row) {
+    const Span span = piece_span(batch, tiling, row, piece);
+    begin(span);
+    for (int64_t col = span.first; col < span.last; col += kRun) {
+      run(span, col, static_cast<int>(span.last - col < kRun ? span.last - col : kRun));
+    }
+    end(row * pieces + piece);
+  }
+}
+
+}  // namespace
+}  // namespace maspo
