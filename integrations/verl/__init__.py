@@ -4,9 +4,12 @@
 :mod:`.plugin`            what verl's entry point loads; importing it does the registering
 :mod:`.search_path`       makes Hydra accept the ``ratio_clip`` keys without a leading ``+``
 :mod:`.hydra_config`      the yaml that adds those keys to verl's actor config
-:mod:`.ratio_clip`        those keys as a dataclass, made from ``maspo_ext.config.RATIO_MODES``, and their errors
+:mod:`.ratio_modes`       which values ``ratio_mode`` has, and the name of each in verl's registry
+:mod:`.ratio_clip`        the keys as a dataclass, made from ``maspo_ext.methods.RATIO_MODES``, and their errors
 :mod:`.policy_loss`       the config class that verl instantiates by ``_target_``; routes ``ratio_mode`` to the loss
+:mod:`.actor_config`      what the loss takes from the rest of the actor config, and checks of it as a whole
 :mod:`.loss`              the function in verl's registry: calls ``maspo_ext.policy_loss``
+:mod:`.model_output`      the entropy and the data-parallel group, which verl does not hand to that function
 :mod:`.registration`      puts it there, in every process
 :mod:`.distillation`      refuses the one place where verl would use its own PPO loss beside it
 :mod:`.versions`          which verl is supported

@@ -3,19 +3,13 @@
 import functools
 from types import ModuleType
 
-from maspo_ext.config import RATIO_MODES
-
 from .import_hook import when_imported
-
-_installed = False
+from .ratio_modes import ratio_mode_of
 
 
 def install_refusal() -> None:
-    """Guard ``verl.trainer.distillation.losses`` in this process; does nothing the second time."""
-    global _installed
-    if not _installed:
-        _installed = True
-        when_imported("verl.trainer.distillation.losses", _guard)
+    """Guard ``verl.trainer.distillation.losses`` in this process; a second call changes nothing."""
+    when_imported("verl.trainer.distillation.losses", _guard)
 
 
 def _guard(losses: ModuleType) -> None:
@@ -24,12 +18,12 @@ def _guard(losses: ModuleType) -> None:
 
     @functools.wraps(distillation_loss)
     def checked(config, distillation_config, model_output, data):
-        loss_mode = config.policy_loss.loss_mode
-        if loss_mode in RATIO_MODES and distillation_config.distillation_loss.use_policy_gradient:
+        ratio_mode = ratio_mode_of(config.policy_loss.loss_mode)
+        if ratio_mode is not None and distillation_config.distillation_loss.use_policy_gradient:
             raise ValueError(
                 f"maspo_ext: distillation.distillation_loss.use_policy_gradient: expected False with "
-                f"ratio_mode={loss_mode}, got True. verl would train its own PPO loss on the distillation signal: "
-                f"set it to False (the task rewards then train with {loss_mode}), or use ratio_mode=ppo."
+                f"ratio_mode={ratio_mode}, got True. verl would train its own PPO loss on the distillation signal: "
+                f"set it to False (the task rewards then train with {ratio_mode}), or use ratio_mode=ppo."
             )
         return distillation_loss(config, distillation_config, model_output, data)
 

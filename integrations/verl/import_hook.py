@@ -1,4 +1,4 @@
-"""Run a callback right after a module is first imported, without importing it now."""
+"""Run a callback, once, right after a module is first imported, without importing it now."""
 
 import importlib.abc
 import importlib.machinery
@@ -7,12 +7,18 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
+_requested: set[tuple[str, Callable[[ModuleType], None]]] = set()
+
 
 def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
     """Call ``callback(module)`` once ``name`` is imported; at once if it already is.
 
+    Asking for the same again changes nothing: plug-ins are installed from more than one place.
     An exception in the callback propagates to whoever imports ``name``: a failed adaptation must not go unnoticed.
     """
+    if (name, callback) in _requested:
+        return
+    _requested.add((name, callback))
     module = sys.modules.get(name)
     if module is not None:
         callback(module)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import verl.workers.config
 
-from maspo_ext.config import RATIO_MODES
-
-from . import distillation, registration
-from .ratio_clip import KEY, POLICY_LOSS_KEY, PPO, RatioClipConfig, key_error, parse_ratio_clip
+from . import actor_config, distillation, registration
+from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, parse_ratio_clip
+from .ratio_modes import PPO, ratio_mode_of, registry_name
 from .versions import require_supported_verl
 
 _log = logging.getLogger(__name__)
@@ -19,14 +18,15 @@ _VERL_DEFAULT = "vanilla"
 require_supported_verl()
 # Also where the entry point was not loaded (verl hides its errors): whoever can name this class has the loss.
 registration.install()
+actor_config.install_checks(verl.workers.config.ActorConfig)
 
 
 @dataclass
 class PolicyLossConfig(verl.workers.config.PolicyLossConfig):
     """verl's ``PolicyLossConfig`` with the section ``ratio_clip``.
 
-    ``ratio_clip.ratio_mode=maspo`` and ``loss_mode=maspo`` say the same; with ``ratio_mode=ppo`` (the default) and any
-    other ``loss_mode``, verl's own loss is used and nothing of verl is touched.
+    ``ratio_clip.ratio_mode=maspo`` and ``loss_mode=maspo`` say the same, and so do ``ratio_mode=dac`` and
+    ``loss_mode=maspo_ext.dac``; with ``ratio_mode=ppo`` (the default) and any other ``loss_mode``, the loss is verl's.
 
     Attributes:
         ratio_clip: :class:`RatioClipConfig`, or the section as a mapping.
@@ -44,37 +44,51 @@ class PolicyLossConfig(verl.workers.config.PolicyLossConfig):
         # verl's configs are frozen once set; verl's own classes do the same in __post_init__.
         object.__setattr__(self, "ratio_clip", ratio_clip)
         object.__setattr__(self, "loss_mode", _loss_mode(self.loss_mode, ratio_clip.ratio_mode))
-        if self.loss_mode in RATIO_MODES:
-            distillation.install_refusal()
+        ratio_mode = ratio_mode_of(self.loss_mode)
+        if ratio_mode is None:
+            _require_no_switch(ratio_clip, self.loss_mode)
         else:
-            _warn_of_unused_keys(ratio_clip)
+            distillation.install_refusal()
+        _warn_of_unused_keys(ratio_clip, ratio_mode)
 
 
 def _loss_mode(loss_mode: str, ratio_mode: str) -> str:
     """The name in verl's registry of the loss that both keys ask for."""
     if ratio_mode == PPO:
         return loss_mode
-    if loss_mode not in (_VERL_DEFAULT, ratio_mode):
+    name = registry_name(ratio_mode)
+    if loss_mode not in (_VERL_DEFAULT, name):
         bypass = (
-            f" (For MASPO with the rollout's log-probabilities as the old ones, keep loss_mode={_VERL_DEFAULT} and set "
-            "algorithm.rollout_correction.bypass_mode=True.)"
+            f" (For {ratio_mode} with the rollout's log-probabilities as the old ones, keep "
+            f"loss_mode={_VERL_DEFAULT} and set algorithm.rollout_correction.bypass_mode=True.)"
             if loss_mode == "bypass_mode"
             else ""
         )
         raise key_error(
             f"{POLICY_LOSS_KEY}.loss_mode",
-            f"{_VERL_DEFAULT} or {ratio_mode}, since {KEY}.ratio_mode={ratio_mode}",
+            f"{_VERL_DEFAULT} or {name}, since {KEY}.ratio_mode={ratio_mode}",
             loss_mode,
-            f"Both choose the loss: drop this one, or set ratio_mode={PPO} to train with verl's {loss_mode}.{bypass}",
+            f"Both choose the loss: drop this one, or set ratio_mode={PPO} to train with {loss_mode}.{bypass}",
         )
-    return ratio_mode
+    return name
 
 
-def _warn_of_unused_keys(ratio_clip: RatioClipConfig) -> None:
-    for ratio_mode in RATIO_MODES:
-        changed = ratio_clip.changed_keys(ratio_mode)
-        if changed:
-            _log.warning(
-                "maspo_ext: %s: %s set but not used, since ratio_mode=%s trains with verl's own loss. "
-                "Set %s.ratio_mode=%s to use it.", KEY, ", ".join(changed), PPO, KEY, ratio_mode,
-            )  # fmt: skip
+def _require_no_switch(ratio_clip: RatioClipConfig, loss_mode: str) -> None:
+    """Refuse what would change the algorithm, where verl's own loss cannot do it."""
+    for switch in SWITCHES:
+        if getattr(ratio_clip, switch):
+            raise key_error(
+                f"{KEY}.{switch}",
+                f"False, since ratio_mode={PPO} trains with verl's own {loss_mode} loss",
+                True,
+                f"Set {KEY}.ratio_mode=grpo for PPO's clip with it, or another mode.",
+            )
+
+
+def _warn_of_unused_keys(ratio_clip: RatioClipConfig, ratio_mode: str | None) -> None:
+    chosen = f"{PPO}, verl's own loss" if ratio_mode is None else ratio_mode
+    for other, changed in ratio_clip.unused_keys(ratio_mode).items():
+        _log.warning(
+            "maspo_ext: %s: %s set but not used by ratio_mode=%s. Set %s.ratio_mode=%s to use it, or drop it.",
+            KEY, ", ".join(changed), chosen, KEY, other,
+        )  # fmt: skip

@@ -2,20 +2,19 @@
 
 from types import ModuleType
 
-from maspo_ext.config import RATIO_MODES
-
 from .import_hook import when_imported
 from .loss import PolicyLossAdapter
-
-_installed = False
+from .model_output import wrap_ppo_loss
+from .ratio_modes import FUSED, registry_name
 
 
 def install() -> None:
-    """Register one loss per ``ratio_mode`` once verl imports its registry; does nothing the second time."""
-    global _installed
-    if not _installed:
-        _installed = True
-        when_imported("verl.trainer.ppo.core_algos", register_losses)
+    """Register one loss per ``ratio_mode`` once verl imports its registry, and hand them what ``ppo_loss`` is given.
+
+    A second call changes nothing.
+    """
+    when_imported("verl.trainer.ppo.core_algos", register_losses)
+    when_imported("verl.workers.utils.losses", wrap_ppo_loss)
 
 
 def register_losses(core_algos: ModuleType) -> None:
@@ -24,11 +23,12 @@ def register_losses(core_algos: ModuleType) -> None:
     Raises:
         RuntimeError: another loss has the name already.
     """
-    for ratio_mode in RATIO_MODES:
-        present = core_algos.POLICY_LOSS_REGISTRY.get(ratio_mode)
+    for ratio_mode in FUSED:
+        name = registry_name(ratio_mode)
+        present = core_algos.POLICY_LOSS_REGISTRY.get(name)
         if present is not None:
             raise RuntimeError(
-                f"maspo_ext: verl's policy loss registry: expected no loss named {ratio_mode!r}, got {present!r}. "
+                f"maspo_ext: verl's policy loss registry: expected no loss named {name!r}, got {present!r}. "
                 f"Remove the plugin or the fork of verl that registers it, or uninstall maspo_ext."
             )
-        core_algos.register_policy_loss(ratio_mode)(PolicyLossAdapter(ratio_mode))
+        core_algos.register_policy_loss(name)(PolicyLossAdapter(ratio_mode))

@@ -1,7 +1,7 @@
-"""One update of stock verl's FSDP2 engine on the CPU, and the same loss and gradients in plain torch.
+"""One update of stock verl's FSDP2 engine on the CPU per ratio_mode, and the same loss and gradients in plain torch.
 
 Run by test_door_update.py in processes of its own, one per rank (torch's environment variables RANK, WORLD_SIZE, ...):
-``python fsdp_update.py <model folder> <result.pt> [override ...]``.
+``python fsdp_update.py <model folder> <result.pt> [override ...]``. All modes in one process: its start takes the time.
 """
 
 import sys
@@ -20,14 +20,22 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
-from maspo_ext import reference
+from maspo_ext import RATIO_MODES, reference, stat_names
 
-ROWS, PROMPT, RESPONSE, VOCABULARY = 4, 3, 6, 64
+ROWS, PROMPT, RESPONSE, VOCABULARY = 4, 3, 24, 64
 RATIO_CLIP = "actor_rollout_ref.actor.policy_loss.ratio_clip"
+# Hyper-parameters other than the defaults; those of PPO's clip are the actor's where a mode has none here.
+HYPER = {
+    "maspo": {"alpha": 0.5, "sigma_high": 1.5},
+    "grpo": {},
+    "clip_higher": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.8, "clip_ratio_c": 1.5},
+    "dac": {"eps_low": 0.16, "eps_high": 0.2},
+    "entropy_adv": {"alpha": 0.1, "kappa": 3.0},
+    "bapo": {"adv_ratio_target": 1.5, "ratio_upper_max": 4.0, "ratio_upper_step": 0.1},
+    "sapo": {"tau_pos": 1.2, "tau_neg": 0.9},
+}
+BOUNDS = ("actor/bapo_clip_low", "actor/bapo_clip_high")
 OVERRIDES = [
-    f"{RATIO_CLIP}.ratio_mode=maspo",
-    f"{RATIO_CLIP}.maspo_alpha=0.5",
-    f"{RATIO_CLIP}.maspo_sigma_high=1.5",
     "actor_rollout_ref.actor.strategy=fsdp2",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
     "actor_rollout_ref.actor.optim.clip_grad=1e9",
@@ -40,7 +48,7 @@ OVERRIDES = [
 def make_batch():
     """A padded batch with responses of different lengths; the same on every rank."""
     draw = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([6, 2, 5, 3])
+    lengths = torch.tensor([24, 7, 19, 12])
     response_mask = (torch.arange(RESPONSE) < lengths[:, None]).long()
     attention_mask = torch.cat([torch.ones(ROWS, PROMPT, dtype=torch.long), response_mask], dim=1)
     input_ids = torch.randint(1, VOCABULARY, (ROWS, PROMPT + RESPONSE), generator=draw) * attention_mask
@@ -51,36 +59,71 @@ def make_batch():
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
         "response_mask": response_mask,
-        "advantages": torch.randn(ROWS, 1, generator=draw).expand(ROWS, RESPONSE).contiguous(),
+        # Both signs in a micro-batch of two ranks, one on each: bapo's bounds are then others for each rank alone.
+        "advantages": torch.tensor([1.4, -0.5, -0.9, 1.1])[:, None].expand(ROWS, RESPONSE).contiguous(),
         "rollout_is_weights": 0.5 + torch.rand(ROWS, RESPONSE, generator=draw),
         # Off-policy enough for the gate to act on both sides.
         "old_log_probs": -4.2 + 0.8 * torch.randn(ROWS, RESPONSE, generator=draw),
     }
 
 
-def reference_update(model, batch, loss_agg_mode):
-    """Loss and gradients of the whole batch by one plain forward and ``maspo_ext.reference``."""
+def micro_batches(rows_per_micro_batch, ranks):
+    """The rows of each micro-batch, of all ranks together, and those of each rank alone."""
+    per_rank = [list(range(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)) for rank in range(ranks)]
+    starts = range(0, ROWS // ranks, rows_per_micro_batch)
+    alone = [[rows[start : start + rows_per_micro_batch] for rows in per_rank] for start in starts]
+    return [sum(parts, []) for parts in alone], alone
+
+
+def reference_update(model, batch, ratio_mode, loss_agg_mode, rows_of_micro_batches):
+    """Loss and gradients by one plain forward of the whole batch and ``maspo_ext.reference``; statistics by part."""
+    model.zero_grad()
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, PROMPT - 1 : -1]
-    log_prob = logits.float().log_softmax(-1).gather(-1, batch["responses"].unsqueeze(-1)).squeeze(-1)
-    loss, _ = reference.maspo_loss(
-        log_prob,
-        batch["old_log_probs"],
-        batch["advantages"],
-        batch["response_mask"],
-        rollout_is_weights=batch["rollout_is_weights"],
-        alpha=0.5,
-        sigma_high=1.5,
-        loss_agg_mode=loss_agg_mode,
-    )
+    log_probs = logits.float().log_softmax(-1)
+    tensors = {
+        "log_prob": log_probs.gather(-1, batch["responses"].unsqueeze(-1)).squeeze(-1),
+        "old_log_prob": batch["old_log_probs"],
+        "advantages": batch["advantages"],
+        "response_mask": batch["response_mask"],
+        "rollout_is_weights": batch["rollout_is_weights"],
+    }
+    if ratio_mode == "entropy_adv":
+        tensors["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+    losses, stats = [], []
+    for rows in rows_of_micro_batches:
+        loss, of_part = reference.loss(
+            **{name: value[rows] for name, value in tensors.items()},
+            **RATIO_MODES[ratio_mode](**HYPER[ratio_mode]).op_keywords(ratio_mode),
+            loss_agg_mode=loss_agg_mode,
+            batch_num_tokens=int(batch["response_mask"].sum()),
+            global_batch_size=ROWS,
+        )
+        losses.append(loss)
+        stats.append(dict(zip(stat_names(ratio_mode), of_part.tolist(), strict=True)))
+    loss = torch.stack(losses).sum()
     loss.backward()
-    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, stats
 
 
-def verl_update(model_path, batch, overrides):
-    """Metrics, gradients and parameters after one ``TrainingWorker.train_batch``."""
+def actor_of(ratio_mode, overrides):
+    """verl's actor config of a mode."""
+    hyper = [f"{RATIO_CLIP}.{ratio_mode}_{name}={value}" for name, value in HYPER[ratio_mode].items()]
     with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", OVERRIDES + overrides)
-    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+        config = compose(
+            "ppo_trainer",
+            [
+                *OVERRIDES,
+                *overrides,
+                *hyper,
+                f"{RATIO_CLIP}.ratio_mode={ratio_mode}",
+                f"actor_rollout_ref.actor.calculate_entropy={ratio_mode == 'entropy_adv'}",
+            ],
+        )
+    return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+
+
+def make_worker(model_path, actor):
+    """As verl's ActorRolloutRefWorker does."""
     model = HFModelConfig(
         path=model_path,
         load_tokenizer=False,
@@ -88,7 +131,6 @@ def verl_update(model_path, batch, overrides):
         enable_gradient_checkpointing=False,
         override_config={"attn_implementation": "sdpa"},
     )
-    # As verl's ActorRolloutRefWorker does.
     actor.engine.use_dynamic_bsz = False
     actor.engine.micro_batch_size_per_gpu = actor.ppo_micro_batch_size_per_gpu
     worker = TrainingWorker(
@@ -101,47 +143,66 @@ def verl_update(model_path, batch, overrides):
         )
     )
     worker.reset()
-    worker.set_loss_fn(partial(ppo_loss, config=actor))
+    return worker
 
+
+def verl_update(worker, actor, batch):
+    """Metrics, gradients and largest change of a parameter by one ``TrainingWorker.train_batch``, which is undone."""
+    worker.set_loss_fn(partial(ppo_loss, config=actor))
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     rows = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
     data = TensorDict({name: value[rows].clone() for name, value in batch.items()}, batch_size=ROWS // ranks)
     data = left_right_2_no_padding(data)
-    tu.assign_non_tensor(data, global_batch_size=ROWS, temperature=1.0)
-    before, gradients = parameters(worker), {}
+    tu.assign_non_tensor(
+        data, global_batch_size=ROWS, temperature=1.0, calculate_entropy=actor.calculate_entropy, compute_loss=True
+    )
+    parameters = dict(worker.engine.module.named_parameters())
+    before, gradients = {name: p.detach().clone() for name, p in parameters.items()}, {}
     # verl clears the gradients after the step.
-    worker.engine.optimizer.register_step_pre_hook(
-        lambda *_: gradients.update({name: full(p.grad) for name, p in worker.engine.module.named_parameters()})
+    hook = worker.engine.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({name: full(p.grad) for name, p in parameters.items()})
     )
     output = worker.train_batch(data)
-    return tu.get(output, "metrics"), gradients, before, parameters(worker)
+    hook.remove()
+    moved = max((full(p) - full(before[name])).abs().max().item() for name, p in parameters.items())
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(before[name])
+    return tu.get(output, "metrics"), gradients, moved
 
 
 def full(tensor):
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def parameters(worker):
-    return {name: full(p) for name, p in worker.engine.module.named_parameters()}
-
-
 def main(model_path, result_path, *overrides):
-    batch = make_batch()
-    metrics, gradients, before, after = verl_update(model_path, batch, list(overrides))
-    agg = next((o.split("=")[1] for o in overrides if "loss_agg_mode" in o), "token-mean")
-    model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa", dtype=torch.float32)
-    loss, reference_gradients = reference_update(model, batch, agg)
+    batch, results, worker = make_batch(), {}, None
+    for ratio_mode in HYPER:
+        actor = actor_of(ratio_mode, list(overrides))
+        worker = worker or make_worker(model_path, actor)
+        metrics, gradients, moved = verl_update(worker, actor, batch)
+        model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa", dtype=torch.float32)
+        # Only bapo depends on how the batch is cut: it searches per micro-batch.
+        together, alone = micro_batches(actor.ppo_micro_batch_size_per_gpu, torch.distributed.get_world_size())
+        parts = together if ratio_mode == "bapo" else [list(range(ROWS))]
+        agg = "seq-mean-token-mean" if ratio_mode == "sapo" else actor.loss_agg_mode
+        loss, reference_gradients, stats = reference_update(model, batch, ratio_mode, agg, parts)
+        results[ratio_mode] = {
+            "metrics": metrics,
+            "gradients": gradients,
+            "moved": moved,
+            "reference_loss": loss,
+            "reference_gradients": reference_gradients,
+            "reference_stats": stats,
+        }
+        if ratio_mode == "bapo":
+            by_rank = [reference_update(model, batch, ratio_mode, agg, rows)[2] for rows in alone]
+            results[ratio_mode]["bounds"] = [[part[name] for part in stats] for name in BOUNDS]
+            results[ratio_mode]["bounds_alone"] = [
+                [[part[rank][name] for part in by_rank] for name in BOUNDS] for rank in range(len(alone[0]))
+            ]
     if torch.distributed.get_rank() == 0:
-        torch.save(
-            {
-                "metrics": metrics,
-                "gradients": gradients,
-                "moved": max((after[n] - before[n]).abs().max().item() for n in before),
-                "reference_loss": loss,
-                "reference_gradients": reference_gradients,
-            },
-            result_path,
-        )
+        torch.save(results, result_path)
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""`python -m verl.trainer.main_ppo` on a CPU, started by the script behind `make train`, for two steps."""
+"""`python -m verl.trainer.main_ppo` on a CPU, started by the script behind `make train`, for a step or two."""
 
 import json
 import os
@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from maspo_ext import STAT_NAMES
+from maspo_ext import stat_names
 
 RUN = Path(__file__).resolve().parents[2] / "examples/maspo_trainer/run_tiny_cpu.sh"
 
@@ -20,26 +21,27 @@ TWO_SHORT_STEPS = [
 ]
 
 
+def run(out, *overrides, **environment):
+    """The script's exit status, what it printed, and verl's metrics."""
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(out), "RATIO_MODE": "maspo"} | environment
+    result = subprocess.run(["bash", RUN, *overrides], env=environment, capture_output=True, text=True, timeout=600)
+    metrics = out / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return result.returncode, result.stdout + result.stderr, records
+
+
 @pytest.mark.slow
 def test_two_steps_with_maspo(tmp_path):
-    environment = os.environ | {
-        "PYTHON": sys.executable,
-        "OUT": str(tmp_path),
-        "RATIO_MODE": "maspo",
-    }
-    result = subprocess.run(
-        ["bash", RUN, *TWO_SHORT_STEPS], env=environment, capture_output=True, text=True, timeout=600
-    )
-    log = result.stdout + result.stderr
+    status, log, records = run(tmp_path, *TWO_SHORT_STEPS)
     # Two steps cannot reach the goal: the run must say so, and fail for that reason only.
-    assert result.returncode == 1, log[-4000:]
+    assert status == 1, log[-4000:]
     assert "goal missed: val-core/maspo/arithmetic" in log, log[-4000:]
 
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2]
+    logged = {name for name in stat_names("maspo") if name is not None}
     for record in records[1:]:
         data = record["data"]
-        assert not [name for name in STAT_NAMES if name not in data]
+        assert logged <= data.keys()
         assert data["actor/nonfinite_count"] == 0
         # The rollout's log-probs are those of the actor that trains on them.
         assert data["training/rollout_probs_diff_max"] < 1e-4
@@ -51,3 +53,40 @@ def test_two_steps_with_maspo(tmp_path):
     assert 0 < first["actor/maspo_gate_mean_pos"] < 1
     assert (tmp_path / "metrics.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "checkpoints/global_step_2/actor").is_dir()
+
+
+@pytest.mark.slow
+def test_other_data_in_an_odd_batch(tmp_path):
+    """Prompts in GSM8K's schema; 5 prompts x 3 answers are a multiple of no batch size of the script."""
+    for split in ("train", "test"):
+        rows = [
+            {
+                "data_source": "openai/gsm8k",
+                "prompt": [{"role": "user", "content": "Ann has some pens. " * (10 + i) + 'Answer after "####".'}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": str(i)},
+                "extra_info": {"split": split, "index": i, "answer": f"#### {i}", "question": "How many?"},
+            }
+            for i in range(5)
+        ]
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{split}.parquet")
+    status, log, records = run(
+        tmp_path,
+        f"data.train_files={tmp_path}/train.parquet",
+        f"data.val_files={tmp_path}/test.parquet",
+        "data.train_batch_size=5",
+        "data.max_prompt_length=512",
+        "data.max_response_length=16",
+        "actor_rollout_ref.rollout.n=3",
+        "trainer.total_training_steps=1",
+        "trainer.save_freq=-1",
+        WARM_START_STEPS="0",
+    )
+    assert status == 0, log[-4000:]
+    assert [record["step"] for record in records] == [0, 1]
+    assert "val-core/openai/gsm8k/acc/mean@2" in records[1]["data"]
+    # Cut into several micro-batches and put together again: the log-probs are still those of the rollout. With random
+    # weights every probability is near 1 / 262, so that one of another token would differ by little.
+    assert records[1]["data"]["perf/total_num_tokens"] > 4096
+    assert records[1]["data"]["training/rollout_probs_diff_max"] < 1e-6
+    assert records[1]["data"]["actor/nonfinite_count"] == 0

@@ -102,6 +102,19 @@ def test_two_callbacks_on_one_module_both_run(importable):
     assert sorted(seen) == ["first", "second"]
 
 
+def test_the_same_request_made_twice_calls_once(importable):
+    seen = []
+
+    def callback(module):
+        seen.append(module.value)
+
+    for _ in range(2):
+        import_hook.when_imported(importable, callback)
+    __import__(importable)
+    import_hook.when_imported(importable, callback)
+    assert seen == [1]
+
+
 def test_a_failing_callback_fails_the_import(importable):
     def fail(module):
         raise RuntimeError("cannot adapt")

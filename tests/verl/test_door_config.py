@@ -2,16 +2,21 @@
 
 import logging
 import pickle
+from dataclasses import fields
 
 import pytest
 import verl  # noqa: F401  loads the plugin
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.workers.config import ActorConfig
 
 from maspo_ext.integrations.verl import PolicyLossConfig, RatioClipConfig
+from maspo_ext.integrations.verl.ratio_clip import VERL_CLIP, VERL_LOSS_AGG_MODE
+from maspo_ext.integrations.verl.ratio_modes import FUSED, registry_name
 
-POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
+ACTOR = "actor_rollout_ref.actor"
+POLICY_LOSS = f"{ACTOR}.policy_loss"
 RATIO_CLIP = f"{POLICY_LOSS}.ratio_clip"
 # section, key named, and words that the message must have: what was expected, what came, what to do
 WRONG = {
@@ -30,6 +35,23 @@ WRONG = {
     "beta_neg": ({"maspo_beta_neg": float("nan")}, "maspo_beta_neg", [">= 0", "nan"]),
     "word": ({"maspo_alpha": "high"}, "maspo_alpha", ["a number", "'high'"]),
     "null": ({"maspo_alpha": None}, "maspo_alpha", ["a number", "None"]),
+    "verl's name of a mode": ({"ratio_mode": "vanilla"}, "ratio_mode", ["one of ppo, maspo, grpo", "'vanilla'"]),
+    "registry name": ({"ratio_mode": "maspo_ext.dac"}, "ratio_mode", ["'maspo_ext.dac'"]),
+    "grpo has no keys": ({"grpo_clip_ratio_low": 0.1}, "grpo_clip_ratio_low", ["one of the keys"]),
+    "clip of maspo": ({"maspo_clip_ratio_c": 2.0}, "maspo_clip_ratio_c", ["one of the keys"]),
+    "gate_gradient": ({"maspo_gate_gradient": "yes"}, "maspo_gate_gradient", ["True or False", "'yes'"]),
+    "clip_ratio_high": ({"clip_higher_clip_ratio_high": -0.1}, "clip_higher_clip_ratio_high", [">= 0", "-0.1"]),
+    "clip_ratio_c": ({"dac_clip_ratio_c": 1.0}, "dac_clip_ratio_c", ["> 1", "got 1.0"]),
+    "eps_high": ({"dac_eps_high": None}, "dac_eps_high", ["a number", "None"]),
+    "kappa": ({"entropy_adv_kappa": 0.5}, "entropy_adv_kappa", [">= 1", "0.5"]),
+    "lower_max": ({"bapo_ratio_lower_max": 0.5}, "bapo_ratio_lower_max", [">= bapo_ratio_lower_start = 0.6", "0.5"]),
+    "lower bound above 1": ({"bapo_ratio_lower_max": 1.5}, "bapo_ratio_lower_max", ["<= 1.0", "1.5"]),
+    "upper_first": ({"bapo_upper_first": 1}, "bapo_upper_first", ["True or False", "got 1"]),
+    "null step": ({"bapo_ratio_upper_step": None}, "bapo_ratio_upper_step", ["a number", "None"]),
+    "tau_pos": ({"sapo_tau_pos": 0}, "sapo_tau_pos", ["> 0", "got 0"]),
+    "agg mode": ({"sapo_loss_agg_mode": "token_mean"}, "sapo_loss_agg_mode", ["null or one of", "mean token-mean?"]),
+    "dual_clip": ({"dual_clip": "true"}, "dual_clip", ["True or False", "'true'"]),
+    "entropy_adv": ({"entropy_adv": 0.4}, "entropy_adv", ["True or False", "0.4"]),
 }
 
 
@@ -46,31 +68,46 @@ def test_wrong_section(case, mode):
         assert word in message
 
 
+def test_every_key_that_a_message_names_is_full():
+    with pytest.raises(ValueError) as caught:
+        PolicyLossConfig(ratio_clip={"bapo_ratio_lower_step": 1e-3})
+    both = f"{RATIO_CLIP}.bapo_ratio_lower_step and {RATIO_CLIP}.bapo_ratio_upper_step"
+    assert str(caught.value).startswith(f"maspo_ext: {both}: expected <= 128, got")
+
+
 @pytest.mark.parametrize("section", [None, 3, "maspo"])
 def test_section_that_is_none(section):
     with pytest.raises(ValueError, match=f"maspo_ext: {RATIO_CLIP}: expected a section with keys out of ratio_mode"):
         PolicyLossConfig(ratio_clip=section)
 
 
-@pytest.mark.parametrize("loss_mode", ["gspo", "sapo", "bypass_mode"])
-def test_two_losses_at_once(loss_mode):
+@pytest.mark.parametrize("loss_mode", ["gspo", "sapo", "bypass_mode", "maspo_ext.xyz"])
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_two_losses_at_once(loss_mode, ratio_mode):
     with pytest.raises(ValueError) as caught:
-        PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": "maspo"})
-    message = str(caught.value)
-    assert message.startswith(f"maspo_ext: {POLICY_LOSS}.loss_mode: expected vanilla or maspo, since {RATIO_CLIP}.")
+        PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": ratio_mode})
+    message, name = str(caught.value), registry_name(ratio_mode)
+    assert message.startswith(f"maspo_ext: {POLICY_LOSS}.loss_mode: expected vanilla or {name}, since {RATIO_CLIP}.")
     assert f"got {loss_mode!r}" in message
     assert ("algorithm.rollout_correction.bypass_mode=True" in message) == (loss_mode == "bypass_mode")
 
 
-@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "bypass_mode"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "sapo", "bypass_mode"])
 def test_ratio_mode_ppo_leaves_loss_mode_alone(loss_mode):
     assert PolicyLossConfig(loss_mode=loss_mode).loss_mode == loss_mode
     assert PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": "ppo"}).loss_mode == loss_mode
 
 
-@pytest.mark.parametrize("loss_mode", ["vanilla", "maspo"])
-def test_ratio_mode_maspo_routes(loss_mode):
-    assert PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": "maspo"}).loss_mode == "maspo"
+OTHERS = ["grpo", "clip_higher", "dac", "entropy_adv", "bapo", "sapo"]
+ROUTES = {"maspo": "maspo"} | {ratio_mode: f"maspo_ext.{ratio_mode}" for ratio_mode in OTHERS}
+
+
+@pytest.mark.parametrize(("ratio_mode", "name"), ROUTES.items())
+def test_ratio_mode_routes(ratio_mode, name):
+    for loss_mode in ("vanilla", name):
+        assert PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": ratio_mode}).loss_mode == name
+    assert PolicyLossConfig(loss_mode=name).loss_mode == name
+    assert set(ROUTES) == set(FUSED)
 
 
 def test_keys_without_their_mode_are_warned_of(caplog):
@@ -79,8 +116,97 @@ def test_keys_without_their_mode_are_warned_of(caplog):
         PolicyLossConfig(ratio_clip={"ratio_mode": "maspo", "maspo_alpha": 0.5})
         assert not caplog.records
         PolicyLossConfig(ratio_clip={"maspo_alpha": 0.5})
-    assert "maspo_alpha set but not used" in caplog.text
+    assert "maspo_alpha set but not used by ratio_mode=ppo, verl's own loss" in caplog.text
     assert f"{RATIO_CLIP}.ratio_mode=maspo" in caplog.text
+
+
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_keys_of_another_mode_are_warned_of(caplog, ratio_mode):
+    PolicyLossConfig(ratio_clip={"ratio_mode": ratio_mode, "dac_eps_low": 0.16, "sapo_loss_agg_mode": "token-sum"})
+    for other, key in (("dac", "dac_eps_low"), ("sapo", "sapo_loss_agg_mode")):
+        message = f"{key} set but not used by ratio_mode={ratio_mode}. Set {RATIO_CLIP}.ratio_mode={other} to use it"
+        assert (message in caplog.text) == (ratio_mode != other)
+
+
+def test_keys_that_entropy_adv_uses(caplog):
+    own = {"entropy_adv_alpha": 0.1, "entropy_adv_kappa": 3.0}
+    PolicyLossConfig(ratio_clip={"ratio_mode": "maspo", "entropy_adv": True} | own)
+    assert not caplog.records
+    PolicyLossConfig(ratio_clip={"ratio_mode": "maspo", "entropy_adv": True, "entropy_adv_clip_ratio_high": 0.3} | own)
+    assert "entropy_adv_clip_ratio_high set but not used by ratio_mode=maspo" in caplog.text
+    assert "alpha" not in caplog.text
+
+
+@pytest.mark.parametrize("switch", ["dual_clip", "entropy_adv"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "sapo"])
+def test_verls_own_loss_has_no_switches(switch, loss_mode):
+    with pytest.raises(ValueError) as caught:
+        PolicyLossConfig(loss_mode=loss_mode, ratio_clip={switch: True})
+    message = str(caught.value)
+    assert message.startswith(f"maspo_ext: {RATIO_CLIP}.{switch}: expected False, since ratio_mode=ppo trains with")
+    assert f"verl's own {loss_mode} loss, got True. Set {RATIO_CLIP}.ratio_mode=grpo" in message
+    PolicyLossConfig(loss_mode="maspo_ext.grpo", ratio_clip={switch: True})
+
+
+# ---- what depends on the rest of the actor config
+
+
+def actor(section, **settings):
+    policy_loss = PolicyLossConfig(ratio_clip=section)
+    return ActorConfig(
+        strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss, **settings
+    )
+
+
+def test_our_copy_of_verls_defaults():
+    defaults = {f.name: f.default for f in fields(ActorConfig)}
+    assert VERL_CLIP == {name: defaults[name] for name in VERL_CLIP}
+    assert VERL_LOSS_AGG_MODE == defaults["loss_agg_mode"]
+
+
+def test_null_bounds_of_bapo_are_those_of_the_actors_clip():
+    section = {"ratio_mode": "bapo", "bapo_ratio_lower_start": None, "bapo_ratio_lower_max": 0.75}
+    actor(section, clip_ratio_low=0.3)
+    with pytest.raises(ValueError, match=r"\.bapo_ratio_lower_max: expected >= bapo_ratio_lower_start = 0\.8"):
+        actor(section, clip_ratio_low=0.2)
+    for name in ("lower_max", "upper_start", "upper_max"):
+        actor({"ratio_mode": "bapo", f"bapo_ratio_{name}": None})
+    with pytest.raises(ValueError, match=rf"{RATIO_CLIP}\.bapo_eps: expected >= 0"):
+        actor(section | {"bapo_eps": -1.0}, clip_ratio_low=0.3)
+
+
+@pytest.mark.parametrize(
+    ("ratio_mode", "setting", "used"),
+    [
+        ("clip_higher", {"clip_ratio_high": 0.3}, False),
+        ("dac", {"clip_ratio_low": 0.1}, False),
+        ("sapo", {"tau_pos": 2.0}, False),
+        ("sapo", {"clip_ratio_c": 2.0}, True),
+        ("grpo", {"clip_ratio_high": 0.3}, True),
+        ("bapo", {"clip_ratio_c": 2.0}, True),
+        ("maspo", {"clip_ratio_low": None}, True),
+    ],
+)
+def test_settings_of_the_actor_that_have_other_keys_here(caplog, ratio_mode, setting, used):
+    actor({"ratio_mode": ratio_mode}, **setting)
+    ((name, value),) = setting.items()
+    assert (f"{ACTOR}.{name}={value!r} set but not used by ratio_mode={ratio_mode}" in caplog.text) == (not used)
+    assert (f"{RATIO_CLIP}.{ratio_mode}_" in caplog.text) == (not used)
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_bapo_needs_one_group_of_ranks_per_micro_batch(dynamic):
+    from verl.workers.config import McoreActorConfig, McoreEngineConfig
+
+    engine = McoreEngineConfig(dynamic_context_parallel=dynamic, max_seqlen_per_dp_cp_rank=1024)
+    for ratio_mode in ("bapo", "maspo"):
+        policy_loss = PolicyLossConfig(ratio_clip={"ratio_mode": ratio_mode})
+        settings = dict(rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss, megatron=engine)
+        if dynamic and ratio_mode == "bapo":
+            with pytest.raises(ValueError, match=r"megatron\.dynamic_context_parallel: expected False, since .*=bapo"):
+                McoreActorConfig(**settings)
+        else:
+            McoreActorConfig(**settings)
 
 
 def test_config_is_typed_frozen_and_picklable():
@@ -105,10 +231,19 @@ RUNNABLE = ["trainer.n_gpus_per_node=1", "actor_rollout_ref.rollout.log_prob_mic
 
 
 def test_driver_accepts():
-    assert driver([*RUNNABLE, f"{RATIO_CLIP}.ratio_mode=maspo"]).policy_loss.loss_mode == "maspo"
+    for ratio_mode, name in ROUTES.items():
+        entropy = f"{ACTOR}.calculate_entropy={ratio_mode == 'entropy_adv'}"
+        assert driver([*RUNNABLE, entropy, f"{RATIO_CLIP}.ratio_mode={ratio_mode}"]).policy_loss.loss_mode == name
 
 
-@pytest.mark.parametrize("override", ["ratio_mode=xyz", "maspo_alpha=-1", "maspo_alhpa=1"])
+@pytest.mark.parametrize("overrides", [["ratio_mode=entropy_adv"], ["ratio_mode=dac", "entropy_adv=true"]])
+def test_driver_refuses_a_run_without_the_entropy_it_needs(overrides):
+    with pytest.raises(Exception) as caught:
+        driver([*RUNNABLE, *(f"{RATIO_CLIP}.{override}" for override in overrides)])
+    assert f"maspo_ext: {ACTOR}.calculate_entropy: expected True" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["ratio_mode=xyz", "maspo_alpha=-1", "maspo_alhpa=1", "dual_clip=1"])
 @pytest.mark.parametrize("prefix", ["", "++"])
 def test_driver_refuses(override, prefix):
     with pytest.raises(Exception) as caught:

@@ -13,9 +13,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
-from maspo_ext import MaspoConfig
+from maspo_ext import RATIO_MODES, MaspoConfig
 from maspo_ext.integrations.verl import PolicyLossConfig
+from maspo_ext.integrations.verl.actor_config import loss_config
 from maspo_ext.integrations.verl.ratio_clip import keys
+from maspo_ext.integrations.verl.ratio_modes import FUSED
 from maspo_ext.integrations.verl.search_path import ActorConfigSearchPath
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
@@ -30,6 +32,29 @@ PUBLISHED = {
     "maspo_adv_low": 0.2,
     "maspo_adv_high": 5.0,
 }
+# Every key of the other modes, at a value that is not its default, as a command line has it.
+OTHERS = {
+    "grpo": {},
+    "clip_higher": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 5.0},
+    "dac": {"eps_low": 0.16, "eps_high": 0.2, "clip_ratio_c": 3.0},
+    "entropy_adv": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 5.0, "alpha": 0.1, "kappa": 3.0},
+    "bapo": {
+        "adv_ratio_target": 0.5, "ratio_lower_start": "null", "ratio_lower_max": 0.95, "ratio_lower_step": 0.02,
+        "ratio_upper_start": 1.1, "ratio_upper_max": "null", "ratio_upper_step": 0.1,
+        "upper_first": "true", "eps": 1e-6,
+    },
+    "sapo": {"tau_pos": 2, "tau_neg": 3.0, "loss_agg_mode": "token-sum"},
+}  # fmt: skip
+DEFAULTS = {
+    "clip_higher": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0},
+    "dac": {"eps_low": 0.2, "eps_high": 0.28, "clip_ratio_c": 10.0},
+    "entropy_adv": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0, "alpha": 0.4, "kappa": 2.0},
+    "bapo": {
+        "adv_ratio_target": 1.0, "ratio_lower_start": 0.6, "ratio_lower_max": 0.8, "ratio_lower_step": 0.05,
+        "ratio_upper_start": 1.2, "ratio_upper_max": 2.0, "ratio_upper_step": 0.05, "upper_first": False, "eps": 1e-8,
+    },
+    "sapo": {"tau_pos": 1.0, "tau_neg": 1.05, "loss_agg_mode": None},
+}  # fmt: skip
 VERL = "trainer/config"
 ENTRY_CONFIGS = {
     "fsdp": (VERL, "ppo_trainer", []),
@@ -76,6 +101,20 @@ def test_published_keys_are_accepted(entry, prefix):
     )
 
 
+@pytest.mark.parametrize("ratio_mode", OTHERS)
+def test_keys_of_the_other_modes_are_accepted(ratio_mode):
+    keys_of_mode = {f"{ratio_mode}_{name}": value for name, value in OTHERS[ratio_mode].items()}
+    keys_of_mode |= {"ratio_mode": ratio_mode, "dual_clip": "true"}
+    config = compose_entry("fsdp", [f"{RATIO_CLIP}.{key}={value}" for key, value in keys_of_mode.items()])
+    policy_loss = omega_conf_to_dataclass(OmegaConf.select(config, POLICY_LOSS))
+    assert policy_loss.loss_mode == f"maspo_ext.{ratio_mode}"
+    assert policy_loss.ratio_clip.dual_clip is True
+    words = {"null": None, "true": True}
+    hyper = {name: words.get(value, value) for name, value in OTHERS[ratio_mode].items()}
+    assert policy_loss.ratio_clip.loss_agg_mode(ratio_mode, "token-mean") == hyper.pop("loss_agg_mode", "token-mean")
+    assert policy_loss.ratio_clip.loss_config(ratio_mode) == RATIO_MODES[ratio_mode](**hyper)
+
+
 @each_entry_config
 def test_config_differs_from_stock_in_our_lines_only(entry, request):
     ours = compose_entry(entry)
@@ -96,6 +135,16 @@ def test_defaults_are_ppo_and_the_published_values():
     assert section.ratio_mode == "ppo"
     published = dict(sigma_base=1, alpha=0.3, sigma_high=10, adv_low=0.1, adv_high=10, beta_pos=0.03, beta_neg=0.03)
     assert {name: section[f"maspo_{name}"] for name in published} == published
+    others = {f"{ratio_mode}_{name}": value for ratio_mode, hyper in DEFAULTS.items() for name, value in hyper.items()}
+    ours = {"ratio_mode": "ppo", "maspo_gate_gradient": False, "dual_clip": False, "entropy_adv": False}
+    assert section == others | ours | {f"maspo_{name}": value for name, value in published.items()}
+
+
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_ratio_mode_alone_is_the_published_method(ratio_mode):
+    config = compose_entry("fsdp", [f"{RATIO_CLIP}.ratio_mode={ratio_mode}"])
+    ratio_clip = omega_conf_to_dataclass(OmegaConf.select(config, POLICY_LOSS)).ratio_clip
+    assert loss_config(config.actor_rollout_ref.actor, ratio_clip, ratio_mode) == RATIO_MODES[ratio_mode]()
 
 
 def test_loss_mode_alone():

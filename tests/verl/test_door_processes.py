@@ -14,12 +14,16 @@ POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 PLUGIN = "maspo_ext.integrations.verl.plugin"
 TARGET = "maspo_ext.integrations.verl.PolicyLossConfig"
 NO_PLUGINS = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
+# As verl's workers do: the losses are imported before the config is made.
 WORKER = f"""
 import verl
 from verl.trainer.ppo import core_algos
+from verl.workers import engine_workers
+from verl.workers.utils import losses
 from verl.utils.config import omega_conf_to_dataclass
 config = omega_conf_to_dataclass({{"_target_": "{TARGET}", "ratio_clip": {{"ratio_mode": "maspo"}}}})
 print("registered:", core_algos.get_policy_loss_fn(config.loss_mode))
+print("wrapped:", engine_workers.ppo_loss is losses.ppo_loss and hasattr(losses.ppo_loss, "__wrapped__"))
 """
 
 
@@ -48,6 +52,8 @@ def assert_names_cause_and_place(text):
     assert "undefined symbol: made_up" in text
     assert re.search(r"host \S+, pid \d+", text) and sys.executable in text
     assert "Remedy" in text
+    # By us, at the start of a line; a traceback that ends in the same message is the interpreter's.
+    assert len(re.findall(r"^maspo_ext: .* cannot be loaded", text, re.MULTILINE)) == 1
 
 
 @pytest.mark.slow
@@ -63,9 +69,11 @@ def test_import_of_verl_stays_light():
 
 
 @pytest.mark.slow
-def test_config_class_brings_the_loss_where_no_plugin_is_loaded():
-    result = run("-c", WORKER, **NO_PLUGINS)
+@pytest.mark.parametrize("environment", [{}, NO_PLUGINS], ids=["entry_point", "no_plugins"])
+def test_config_class_brings_the_loss_where_no_plugin_is_loaded(environment):
+    result = run("-c", WORKER, **environment)
     assert "registered: PolicyLossAdapter('maspo')" in result.stdout, result.stderr
+    assert "wrapped: True" in result.stdout
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Real updates of stock verl's FSDP2 engine with the op, against one plain-torch pass over the whole batch."""
 
+import itertools
 import os
 import socket
 import subprocess
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from maspo_ext import stat_names
+from maspo_ext.integrations.verl.ratio_modes import FUSED
+
 SCRIPT = Path(__file__).with_name("fsdp_update.py")
 AGG = "actor_rollout_ref.actor.loss_agg_mode"
+BOUNDS = ("actor/bapo_clip_low", "actor/bapo_clip_high")
 MICRO = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
 # ranks, overrides: the gradient must not depend on how the batch is cut into ranks and micro-batches.
 CASES = {
@@ -62,14 +67,24 @@ def run_ranks(ranks, arguments, timeout=300):
         assert process.returncode == 0, output[-4000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_fsdp2_update_equals_plain_torch(case, tiny_model, tmp_path):
-    ranks, overrides = CASES[case]
-    result_path = tmp_path / "result.pt"
+@pytest.fixture(scope="module", params=CASES)
+def results(request, tiny_model, tmp_path_factory):
+    """By ratio_mode, what verl's engine and plain torch computed."""
+    ranks, overrides = CASES[request.param]
+    result_path = tmp_path_factory.mktemp("update") / "result.pt"
     run_ranks(ranks, [tiny_model, result_path, *overrides])
-    result = torch.load(result_path, weights_only=False)
+    return torch.load(result_path, weights_only=False)
 
+
+def by_rank(result, name):
+    """A metric of each rank, per micro-batch."""
+    return [metric.values for metric in result["metrics"][name]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_fsdp2_update_equals_plain_torch(ratio_mode, results):
+    result = results[ratio_mode]
     assert result["metrics"]["loss"] == pytest.approx(result["reference_loss"], rel=1e-5)
     expected = result["reference_gradients"]
     assert result["gradients"].keys() == expected.keys()
@@ -78,6 +93,27 @@ def test_fsdp2_update_equals_plain_torch(case, tiny_model, tmp_path):
         assert scale > 0, name
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale.item(), msg=name)
     assert result["moved"] > 0
-    # The gate acted, so a PPO update would not have passed.
-    gates = [v for m in result["metrics"]["actor/maspo_gate_mean_neg"] for v in m.values]
-    assert min(gates) < 0.95
+    assert {name for name in stat_names(ratio_mode) if name is not None} <= result["metrics"].keys()
+
+
+@pytest.mark.slow
+def test_no_two_modes_make_the_same_update(results):
+    """So that the wrong mode would not have passed."""
+    gradients = {ratio_mode: result["reference_gradients"] for ratio_mode, result in results.items()}
+    for one, other in itertools.combinations(FUSED, 2):
+        same = [torch.allclose(gradients[one][name], gradients[other][name], rtol=1e-2) for name in gradients[one]]
+        assert not all(same), f"{one} and {other}"
+
+
+@pytest.mark.slow
+def test_the_entropy_shaped_the_advantages(results):
+    assert min(v for values in by_rank(results["entropy_adv"], "actor/entropy_adv_bonus") for v in values) > 0
+
+
+@pytest.mark.slow
+def test_bapo_searches_the_micro_batch_of_all_ranks(results):
+    result = results["bapo"]
+    found = [list(bounds) for bounds in zip(*(by_rank(result, name) for name in BOUNDS), strict=True)]
+    assert all(bounds == result["bounds"] for bounds in found)
+    if len(found) > 1:
+        assert all(bounds != result["bounds"] for bounds in result["bounds_alone"])
