@@ -1,0 +1,89 @@
+"""g++ builds of the CUDA kernels with the host's ``cuda_runtime.h`` of this folder in place of nvcc's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ("-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{HERE}")
+SANITIZERS = {
+    "plain": ("-O1",),
+    "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
+    "thread": ("-O1", "-fsanitize=thread"),
+}
+KERNELS = "cuda/launch.cu"
+# What the kernels are run by and compared with.
+DRIVERS = {"random_cases": HERE / "random_cases.cpp", "emulated_kernels": HERE / "module.cpp"}
+CPU = ("cpu/isa_plain.cpp", "cpu/finish.cpp")
+
+
+def run(command: list[object], **options) -> subprocess.CompletedProcess:
+    completed = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    assert completed.returncode == 0, f"{' '.join(map(str, command))}\n{completed.stdout}{completed.stderr}"
+    return completed
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++").split()[-1]
+
+
+class Builder:
+    """Objects and programs of one sanitizer, in ``folder``; what does not depend on the kernels is compiled once."""
+
+    def __init__(self, folder: Path, sanitizer: str) -> None:
+        self.folder = folder / sanitizer
+        self.folder.mkdir(parents=True)
+        self.flags = SANITIZERS[sanitizer]
+
+    def compile(self, source: Path, name: str, csrc: Path = CSRC, *more: str) -> Path:
+        made = self.folder / f"{name}.o"
+        run([compiler(), *FLAGS, *self.flags, *more, f"-I{csrc}", "-x", "c++", "-c", source, "-o", made])
+        return made
+
+    def kernels(self, name: str, csrc: Path = CSRC) -> Path:
+        return self.compile(csrc / KERNELS, name, csrc)
+
+    @cache
+    def scheduler(self) -> Path:
+        """Without the sanitizer: it is told what happens, and looks at the kernels only."""
+        made = self.folder / "scheduler.o"
+        run([compiler(), *FLAGS, "-O2", "-c", HERE / "scheduler.cpp", "-o", made])
+        return made
+
+    @cache
+    def common(self) -> list[Path]:
+        return [self.scheduler(), *(self.compile(CSRC / source, Path(source).stem) for source in CPU)]
+
+    @cache
+    def driver(self, name: str) -> Path:
+        more = []
+        if name == "emulated_kernels":
+            import pybind11
+
+            more = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
+        return self.compile(DRIVERS[name], name, CSRC, *more)
+
+    def program(self, kernels: Path, name: str) -> Path:
+        """``random_cases`` with these kernels."""
+        made = self.folder / name
+        run([compiler(), *self.flags, self.driver("random_cases"), kernels, *self.common(), "-o", made])
+        return made
+
+    def module(self) -> Path:
+        """The folder of the Python module ``emulated_kernels``."""
+        made = self.folder / f"emulated_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+        objects = [self.driver("emulated_kernels"), self.kernels("kernels"), *self.common()]
+        run([compiler(), "-shared", *self.flags, *objects, "-o", made])
+        return made.parent
+
+
+def in_parallel(functions) -> list:
+    """The results of the functions, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(function) for function in functions]]

@@ -1,0 +1,116 @@
+// A whole loss, forward and backward, on an engine: the CPU's, or the emulated CUDA one.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/engine.h"
+#include "cuda/engine.h"
+
+namespace emulation {
+
+using namespace maspo;
+
+// Memory of exactly its size, so that a sanitizer sees the first byte beyond it; NaN until it is written.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes), data_(new unsigned char[bytes]) { std::memset(data_.get(), 0xff, bytes); }
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_.get());
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_;
+  std::unique_ptr<unsigned char[]> data_;
+};
+
+struct Result {
+  std::vector<double> loss, stats, row_scale, dlogp, grad;  // loss and stats: one and kNumStats numbers
+  std::vector<unsigned char> grad_bytes;
+};
+
+inline size_t size_of(DType dtype) {
+  constexpr size_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
+  return sizes[dtype];
+}
+
+inline void check(int error) {
+  if (error != 0) throw std::runtime_error("launch failed with error " + std::to_string(error));
+}
+
+template <class S>
+std::vector<double> numbers(Memory& memory) {
+  const S* data = memory.as<S>();
+  return {data, data + memory.bytes() / sizeof(S)};
+}
+
+// `params` has the inputs; grad gets the dtype of log_prob.
+template <class S>
+Result run(LossParams params, bool on_cuda, double grad_loss) {
+  const Batch& b = params.batch;
+  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols) : cpu_tiling(b.rows, b.cols);
+  Memory dlogp(b.tokens * sizeof(S)), pieces(b.rows * params.tiling.pieces_per_row * sizeof(RowSums));
+  Memory units(params.tiling.units * sizeof(StatSums<double>)), row_scale(b.rows * sizeof(double));
+  Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
+  Memory grad(b.tokens * size_of(params.log_prob.dtype));
+  params.dlogp = dlogp.as<void>();
+  params.pieces = pieces.as<RowSums>();
+  params.units = units.as<StatSums<double>>();
+  params.row_scale = row_scale.as<double>();
+  params.stats = stats.as<double>();
+  params.loss = loss.as<void>();
+  *upstream.as<S>() = static_cast<S>(grad_loss);
+  constexpr bool is_double = sizeof(S) == sizeof(double);
+  if (on_cuda) {
+    check(forward_cuda(params, {0, nullptr}));
+    check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), grad.as<void>(), params.log_prob.dtype, b,
+                        {0, nullptr}));
+  } else {
+    const auto& forward = is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float;
+    for (int64_t unit = 0; unit < params.tiling.units; ++unit) forward[params.method](params, unit);
+    finish_forward_cpu(params, is_double);
+    backward_rows_cpu(params.dlogp, params.row_scale, grad_loss, grad.as<void>(), params.log_prob.dtype, b, 0, b.rows);
+  }
+  Result result = {numbers<S>(loss), numbers<double>(stats), numbers<double>(row_scale), numbers<S>(dlogp), {}, {}};
+  if (params.log_prob.dtype == kFloat32) result.grad = numbers<float>(grad);
+  if (params.log_prob.dtype == kFloat64) result.grad = numbers<double>(grad);
+  result.grad_bytes.assign(grad.as<unsigned char>(), grad.as<unsigned char>() + grad.bytes());
+  return result;
+}
+
+inline Result run(const LossParams& params, bool on_cuda, double grad_loss) {
+  return params.log_prob.dtype == kFloat64 ? run<double>(params, on_cuda, grad_loss)
+                                           : run<float>(params, on_cuda, grad_loss);
+}
+
+// BAPO's sums, then the bounds: low, high, quotient.
+struct Search {
+  std::vector<double> sums, bounds;
+};
+
+inline Search search(BapoParams params, double target, double eps, bool upper_first, bool on_cuda) {
+  const Batch& b = params.batch;
+  const int count = candidate_count(params.candidates);
+  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols) : cpu_tiling(b.rows, b.cols);
+  Memory units(params.tiling.units * count * sizeof(double)), sums(count * sizeof(double));
+  Memory bounds(kNumClipBounds * sizeof(double));
+  params.units = units.as<double>();
+  params.sums = sums.as<double>();
+  if (on_cuda) {
+    check(bapo_sums_cuda(params, {0, nullptr}));
+    check(bapo_bounds_cuda(params.candidates, params.sums, target, eps, upper_first, bounds.as<double>(), {0, nullptr}));
+  } else {
+    const BapoUnit pass = params.log_prob.dtype == kFloat64 ? kPlainKernels.bapo_double : kPlainKernels.bapo_float;
+    for (int64_t unit = 0; unit < params.tiling.units; ++unit) pass(params, unit);
+    finish_bapo_cpu(params);
+    search_clip_bounds(params.candidates, params.sums, target, eps, upper_first, bounds.as<double>());
+  }
+  return {numbers<double>(sums), numbers<double>(bounds)};
+}
+
+}  // namespace emulation

@@ -1,0 +1,117 @@
+// The emulated kernels for pytest: a loss of float32 or float64 NumPy arrays, forward and backward.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "cuda_runtime.h"
+#include "loss.h"
+
+namespace py = pybind11;
+using namespace emulation;
+
+namespace {
+
+View view_of(const py::array& array) {
+  const char kind = array.dtype().kind();
+  const auto size = array.itemsize();
+  const DType dtype = kind == 'f' ? (size == 8 ? kFloat64 : kFloat32)
+                      : kind == 'b' || kind == 'u' ? kUInt8
+                      : size == 8 ? kInt64 : kInt32;
+  return {array.data(), array.strides(0) / size, array.strides(1) / size, dtype};
+}
+
+View view_of(const std::optional<py::array>& array) { return array ? view_of(*array) : View{}; }
+
+template <size_t N>
+int32_t index_of(const char* const (&names)[N], const std::string& name) {
+  const auto* found = std::find(names, names + N, name);
+  if (found == names + N) throw std::invalid_argument("unknown name " + name);
+  return static_cast<int32_t>(found - names);
+}
+
+// [B, T] arrays; `hyper` as torch.ops.maspo.loss_forward takes it. Negative counts: not given.
+py::dict loss(uint64_t seed, const py::array& log_prob, const py::array& old_log_prob, const py::array& advantages,
+              const py::array& response_mask, const std::optional<py::array>& rollout_is_weights,
+              const std::optional<py::array>& entropy, const std::string& method, const std::vector<double>& hyper,
+              double clip_ratio_c, bool dual_clip, double entropy_alpha, double entropy_kappa,
+              const std::vector<double>& lower, const std::vector<double>& upper, double target, double eps,
+              bool upper_first, const std::string& loss_agg_mode, double dp_size, double batch_num_tokens,
+              double global_batch_size, double loss_scale_factor) {
+  cuda_on_host::set_seed(seed);
+  LossParams p = {};
+  p.batch = {log_prob.shape(0), log_prob.shape(1), nullptr, log_prob.size()};
+  p.log_prob = view_of(log_prob);
+  p.old_log_prob = view_of(old_log_prob);
+  p.advantages = view_of(advantages);
+  p.response_mask = view_of(response_mask);
+  p.rollout_is_weights = view_of(rollout_is_weights);
+  p.entropy = view_of(entropy);
+  p.method = index_of(kMethodNames, method);
+  std::copy(hyper.begin(), hyper.end(), p.hyper);
+  p.options.clip_ratio_c = clip_ratio_c;
+  p.options.dual_clip = dual_clip;
+  p.options.has_entropy = entropy.has_value();
+  p.options.entropy_alpha = entropy_alpha;
+  p.options.entropy_kappa = entropy_kappa;
+  p.aggregation = {index_of(kAggModeNames, loss_agg_mode), batch_num_tokens, global_batch_size, dp_size,
+                   loss_scale_factor > 0 ? loss_scale_factor : static_cast<double>(p.batch.cols)};
+  Search found;
+  if (!lower.empty()) {
+    BapoParams s = {};
+    s.batch = p.batch;
+    s.log_prob = p.log_prob;
+    s.old_log_prob = p.old_log_prob;
+    s.advantages = p.advantages;
+    s.response_mask = p.response_mask;
+    s.candidates.lower_count = static_cast<int32_t>(lower.size());
+    s.candidates.upper_count = static_cast<int32_t>(upper.size());
+    std::copy(upper.begin(), upper.end(), std::copy(lower.begin(), lower.end(), s.candidates.bound));
+    found = search(s, target, eps, upper_first, true);
+    p.clip_bounds = found.bounds.data();
+  }
+  const Result result = run(p, true, 1.0);
+  py::dict answer;
+  answer["loss"] = result.loss[0];
+  answer["stats"] = result.stats;
+  answer["grad"] = py::array_t<double>(std::vector<py::ssize_t>{log_prob.shape(0), log_prob.shape(1)}, result.grad.data());
+  return answer;
+}
+
+// What a launch of a padded batch would cut it into: tokens of a piece, pieces of a row, blocks.
+py::tuple tiling(int64_t rows, int64_t cols) {
+  const Tiling t = cuda_tiling(rows, cols);
+  return py::make_tuple(t.piece_tokens, t.pieces_per_row, t.units);
+}
+
+// First and last column of a piece, and the offset of its first token in a strided tensor and in the gradient.
+py::tuple piece(int64_t rows, int64_t cols, int64_t row, int64_t index, int64_t row_stride, int64_t col_stride) {
+  const Batch batch = {rows, cols, nullptr, rows * cols};
+  const Span span = piece_span(batch, cuda_tiling(rows, cols), row, index);
+  const View view = {nullptr, row_stride, col_stride, kFloat32};
+  return py::make_tuple(span.first, span.last, offset_of(view, batch, span, span.first), span.start + span.first);
+}
+
+// The error of a launch of so many blocks, which runs nothing.
+int error_of_units(int64_t units) {
+  LossParams p = {};
+  p.tiling.units = units;
+  p.method = kNumMethods;
+  return forward_cuda(p, {0, nullptr});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(emulated_kernels, m) {
+  m.def("tiling", &tiling);
+  m.def("piece", &piece);
+  m.def("error_of_units", &error_of_units);
+  m.def("loss", &loss, py::kw_only(), py::arg("seed"), py::arg("log_prob"), py::arg("old_log_prob"),
+        py::arg("advantages"), py::arg("response_mask"), py::arg("rollout_is_weights"), py::arg("entropy"),
+        py::arg("method"), py::arg("hyper"), py::arg("clip_ratio_c"), py::arg("dual_clip"), py::arg("entropy_alpha"),
+        py::arg("entropy_kappa"), py::arg("lower"), py::arg("upper"), py::arg("target"), py::arg("eps"),
+        py::arg("upper_first"), py::arg("loss_agg_mode"), py::arg("dp_size"), py::arg("batch_num_tokens"),
+        py::arg("global_batch_size"), py::arg("loss_scale_factor"));
+}

@@ -1,0 +1,196 @@
+// Random batches through the emulated CUDA engine and the CPU engine, compared number by number.
+//
+//   random_cases <first seed> <count> [method]     exit 0: all agree; 1: the first that does not is described; 3: the
+//                                                  emulation found a wrong barrier or shuffle
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "core/half.h"
+#include "cuda_runtime.h"
+#include "loss.h"
+
+using namespace emulation;
+
+namespace {
+
+class Draw {
+ public:
+  explicit Draw(uint64_t seed) : generator_(seed) {}
+  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator_); }
+  bool chance(double p) { return std::bernoulli_distribution(p)(generator_); }
+  double normal() { return std::normal_distribution<double>()(generator_); }
+
+ private:
+  std::mt19937_64 generator_;
+};
+
+// A tensor with strides, at an offset that need not be aligned to vectors, in memory of exactly its extent.
+struct Tensor {
+  Memory memory;
+  View view;
+};
+
+template <class Value>
+Tensor make_tensor(Draw& draw, const Batch& b, DType dtype, bool per_row, Value value) {
+  const bool packed = b.cu_seqlens != nullptr;
+  const int64_t col_stride = per_row ? 0 : draw.chance(0.2) ? 2 : 1;
+  const int64_t width = packed ? b.tokens : b.cols;
+  const int64_t padding = draw.chance(0.3) ? draw.integer(1, 5) : 0;
+  const int64_t row_stride = per_row ? 1 : packed ? 0 : width * col_stride + padding;
+  const int64_t offset = draw.chance(0.5) ? draw.integer(1, 7) : 0;
+  const int64_t rows = per_row || !packed ? b.rows : 1, cols = per_row ? 1 : width;
+  const int64_t extent = rows > 0 && cols > 0 ? offset + (rows - 1) * row_stride + (cols - 1) * col_stride + 1 : 0;
+  Tensor t{Memory(extent * size_of(dtype)), {}};
+  t.view = {t.memory.as<unsigned char>() + (extent > 0 ? offset : 0) * size_of(dtype), row_stride, col_stride, dtype};
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t col = 0; col < cols; ++col) {
+      const double v = value(row, col);
+      void* p = t.memory.as<unsigned char>() + (offset + row * row_stride + col * col_stride) * size_of(dtype);
+      const float f = static_cast<float>(v);
+      const uint16_t half = dtype == kBFloat16 ? bfloat16_from_float(f) : float16_from_float(f);
+      const int64_t integer = static_cast<int64_t>(v);
+      if (dtype == kFloat32) {
+        std::memcpy(p, &f, 4);
+      } else if (dtype == kFloat64) {
+        std::memcpy(p, &v, 8);
+      } else if (dtype == kBFloat16 || dtype == kFloat16) {
+        std::memcpy(p, &half, 2);
+      } else {
+        std::memcpy(p, &integer, size_of(dtype));  // little endian
+      }
+    }
+  }
+  return t;
+}
+
+bool close(double a, double b, double tolerance) {
+  return a == b || (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= tolerance;
+}
+
+struct Failure {
+  std::string what;
+};
+
+void compare(const char* name, const std::vector<double>& actual, const std::vector<double>& expected, double rtol,
+             double scale) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!close(actual[i], expected[i], rtol * std::fmax(scale, std::fabs(expected[i])))) {
+      throw Failure{std::string(name) + "[" + std::to_string(i) + "]: " + std::to_string(actual[i]) + ", expected " +
+                    std::to_string(expected[i])};
+    }
+  }
+}
+
+void one_case(uint64_t seed, int only_method) {
+  Draw draw(seed);
+  cuda_on_host::set_seed(seed);
+  const int64_t widths[] = {0, 1, 3, 4, 5, 31, 127, 128, 129, 500, 512, 513, 1025};
+  Batch batch = {draw.integer(0, 7), widths[draw.integer(0, 12)], nullptr, 0};
+  batch.tokens = batch.rows * batch.cols;
+  std::vector<int64_t> cu_seqlens(batch.rows + 1, 0);
+  if (draw.chance(0.3)) {
+    for (int64_t row = 0; row < batch.rows; ++row) cu_seqlens[row + 1] = cu_seqlens[row] + draw.integer(0, batch.cols);
+    batch.cu_seqlens = cu_seqlens.data();
+    batch.tokens = cu_seqlens.back();
+  }
+  const DType float_types[] = {kFloat32, kFloat32, kFloat64, kBFloat16, kFloat16};
+  const DType mask_types[] = {kUInt8, kUInt8, kInt8, kInt16, kInt32, kInt64, kFloat32, kBFloat16};
+  const DType type = float_types[draw.integer(0, 4)];
+  const double masked = draw.chance(0.2) ? 1.0 : draw.chance(0.5) ? 0.2 : 0.9;
+  const auto normal = [&](double scale) { return [&draw, scale](int64_t, int64_t) { return scale * draw.normal(); }; };
+  const auto log_prob = [&](int64_t, int64_t) { return -3 * std::fabs(draw.normal()) - (draw.chance(0.01) ? 40 : 0); };
+
+  LossParams p = {};
+  p.batch = batch;
+  Tensor new_log_prob = make_tensor(draw, batch, type, false, log_prob);
+  Tensor old_log_prob = make_tensor(draw, batch, type, false, log_prob);
+  Tensor advantages = make_tensor(draw, batch, type, draw.chance(0.5), normal(2));
+  Tensor mask = make_tensor(draw, batch, mask_types[draw.integer(0, 7)], false,
+                            [&](int64_t, int64_t) { return draw.chance(masked) ? 0 : 1; });
+  Tensor weights = make_tensor(draw, batch, type, draw.chance(0.5), normal(1));
+  Tensor entropy = make_tensor(draw, batch, type, false, normal(1));
+  Tensor reference = make_tensor(draw, batch, type, false, log_prob);
+  p.log_prob = new_log_prob.view;
+  p.old_log_prob = old_log_prob.view;
+  p.advantages = advantages.view;
+  p.response_mask = mask.view;
+  if (draw.chance(0.5)) p.rollout_is_weights = weights.view;
+  if (draw.chance(0.3)) p.entropy = entropy.view;
+  if (draw.chance(0.3)) p.ref_log_prob = reference.view;
+  p.method = only_method >= 0 ? only_method : static_cast<int32_t>(draw.integer(0, kNumMethods - 1));
+  const double hyper[kNumMethods][kMaxHyper] = {{0.8, 1.2},
+                                                {0.2, 0.28, 10.0},
+                                                {1.0, 0.3, 10.0, 0.1, 10.0, 0.03, 0.03, draw.chance(0.5) ? 1.0 : 0.0, 0.8, 1.2},
+                                                {1.0, 1.05}};
+  std::memcpy(p.hyper, hyper[p.method], sizeof(p.hyper));
+  p.options = {3.0, draw.chance(0.5), p.entropy.data != nullptr, 0.4, 2.0, p.ref_log_prob.data != nullptr,
+               static_cast<int32_t>(draw.integer(0, kNumKlTypes - 1)), draw.chance(0.5), 0.1,
+               static_cast<int32_t>(draw.integer(0, 2)), 0.5, 2.0};
+  p.aggregation = {static_cast<int32_t>(draw.integer(0, kNumAggModes - 1)), draw.chance(0.5) ? 777.0 : -1.0,
+                   draw.chance(0.5) ? 19.0 : -1.0, 2.0, batch.cols > 0 ? static_cast<double>(batch.cols) : 1.0};
+
+  const double rtol = type == kFloat64 ? 1e-12 : 1e-5;
+  std::vector<double> bounds;
+  if (p.method == kMethodClip && draw.chance(0.5)) {
+    BapoParams s = {};
+    s.batch = batch;
+    s.log_prob = p.log_prob;
+    s.old_log_prob = p.old_log_prob;
+    s.advantages = p.advantages;
+    s.response_mask = p.response_mask;
+    s.entropy = p.entropy;
+    s.entropy_alpha = 0.4;
+    s.entropy_kappa = 2.0;
+    s.candidates.lower_count = static_cast<int32_t>(draw.integer(1, 20));
+    s.candidates.upper_count = static_cast<int32_t>(draw.integer(1, 40));
+    for (int k = 0; k < candidate_count(s.candidates); ++k) {
+      s.candidates.bound[k] = k < s.candidates.lower_count ? 0.5 + 0.01 * k : 1.2 + 0.05 * (k - s.candidates.lower_count);
+    }
+    const double target = std::fabs(draw.normal());
+    const bool upper_first = draw.chance(0.5);
+    const Search cuda = search(s, target, 1e-8, upper_first, true), cpu = search(s, target, 1e-8, upper_first, false);
+    double scale = 0;
+    for (const double sum : cpu.sums) scale = std::fmax(scale, std::fabs(sum));
+    compare("sums", cuda.sums, cpu.sums, rtol, scale);
+    bounds = cuda.bounds;
+    p.clip_bounds = bounds.data();
+  }
+
+  cuda_on_host::count_launches();
+  const Result cuda = run(p, true, 0.5);
+  const int launches = cuda_on_host::count_launches();
+  const Result cpu = run(p, false, 0.5);
+  if (launches != (batch.rows > 0 && batch.cols > 0 ? 2 : 1)) throw Failure{"one launch forward, one backward: not so"};
+  // The same source and the same exp: a token's own numbers have the same bits, sums differ by their order.
+  compare("dlogp", cuda.dlogp, cpu.dlogp, 0, 0);
+  double size = 0;
+  for (size_t i = 0; i < cpu.dlogp.size(); ++i) size += std::isfinite(cpu.dlogp[i]) ? std::fabs(cpu.dlogp[i]) : 0;
+  double largest_scale = 0;
+  for (const double scale : cpu.row_scale) largest_scale = std::fmax(largest_scale, scale);
+  compare("row_scale", cuda.row_scale, cpu.row_scale, 1e-12, 0);
+  compare("loss", cuda.loss, cpu.loss, 10 * rtol, size * largest_scale);
+  compare("stats", cuda.stats, cpu.stats, 10 * rtol, 1e-3);
+  if (cuda.grad_bytes != cpu.grad_bytes) {
+    // Only a row_scale of another last bit may make them differ.
+    compare("grad", cuda.grad, cpu.grad, 1e-6, 1e-30);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) return std::fprintf(stderr, "usage: random_cases <first seed> <count> [method]\n"), 2;
+  const uint64_t first = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
+  const int method = argc > 3 ? std::atoi(argv[3]) : -1;
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    try {
+      one_case(seed, method);
+    } catch (const Failure& failure) {
+      return std::fprintf(stderr, "seed %lu: %s\n", static_cast<unsigned long>(seed), failure.what.c_str()), 1;
+    }
+  }
+  std::printf("%lu cases agree\n", static_cast<unsigned long>(count));
+  return 0;
+}
