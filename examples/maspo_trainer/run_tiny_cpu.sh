@@ -10,7 +10,8 @@
 #   WARM_START_STEPS  supervised steps of the warm start (default: 600)
 #
 # Your own data and model: data.train_files=... data.val_files=... actor_rollout_ref.model.path=... and, for prompts and
-# answers longer than a sum, data.max_prompt_length=... data.max_response_length=... GSM8K gets verl's own reward.
+# answers longer than a sum, data.max_prompt_length=... data.max_response_length=... (together at most 4096 tokens, or raise
+# actor_rollout_ref.actor.ppo_max_token_len_per_gpu). GSM8K gets verl's own reward.
 # With GPUs and vLLM see run_deepseek-r1-distill-qwen-7b.sh, the same trainer without the CPU settings.
 set -euo pipefail
 
@@ -39,6 +40,8 @@ export VERL_FILE_LOGGER_PATH="$out/metrics.jsonl"
 
 # Each step: 32 prompts x 8 answers, then 4 mini-batches, so that all but the first see ratios other than 1.
 # float32 throughout (verl's default is bfloat16): the model is tiny, and rollout and actor agree to the last digits.
+# Micro-batches are cut by tokens, which fits any batch size; verl takes the actor's two keys for the log-probabilities of
+# rollout and KL reference too.
 # Held-out answers are sampled like the training ones: the reward measured is the policy's mean reward.
 bash "$here/maspo_grpo.sh" \
     data.train_files="$out/data/train.parquet" \
@@ -58,7 +61,8 @@ bash "$here/maspo_grpo.sh" \
     actor_rollout_ref.actor.optim.min_lr_ratio=0.1 \
     actor_rollout_ref.actor.optim.weight_decay=0.0 \
     actor_rollout_ref.actor.ppo_mini_batch_size=8 \
-    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64 \
+    actor_rollout_ref.actor.use_dynamic_bsz=True \
+    actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096 \
     actor_rollout_ref.actor.use_torch_compile=False \
     actor_rollout_ref.actor.fsdp_config.use_torch_compile=False \
     +actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32 \
@@ -69,7 +73,6 @@ bash "$here/maspo_grpo.sh" \
     actor_rollout_ref.rollout.seed="$seed" \
     actor_rollout_ref.rollout.n=8 \
     actor_rollout_ref.rollout.tensor_model_parallel_size=1 \
-    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=256 \
     actor_rollout_ref.rollout.agent.num_workers=1 \
     actor_rollout_ref.rollout.val_kwargs.do_sample=True \
     actor_rollout_ref.rollout.val_kwargs.temperature=1.0 \
