@@ -159,6 +159,7 @@ _library.impl("loss", _loss, "CompositeImplicitAutograd")
 
 # verl has two names for some estimates.
 _KL_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+_ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
 _NAMED_DEFAULTS = {name: field.default for name, field in MaspoConfig.__dataclass_fields__.items()}
 
 
@@ -187,6 +188,11 @@ def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):
         if entropy is None:
             raise ValueError(
                 f"maspo_ext: entropy: expected a tensor for ratio_mode={ratio_mode!r}, got None. Pass the entropy of each token, [B, T]."
+            )
+        if (entropy_alpha, entropy_kappa) != _ENTROPY_DEFAULTS:
+            raise ValueError(
+                f"maspo_ext: entropy_alpha, entropy_kappa: expected the defaults for ratio_mode={ratio_mode!r}, got {entropy_alpha!r}, "
+                f"{entropy_kappa!r}. Its own alpha and kappa are hyper-parameters of the mode."
             )
         return of_method
     check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")

@@ -80,6 +80,8 @@ class PolicyLossAdapter:
     def _by_entropy(self, ratio_clip: Any) -> dict[str, Any]:
         if not ratio_clip.shapes_by_entropy(self.ratio_mode):
             return {}
+        if self.ratio_mode == "entropy_adv":  # alpha and kappa are in its config
+            return {"entropy": model_output.entropy()}
         return {
             "entropy": model_output.entropy(),
             "entropy_alpha": ratio_clip.entropy_adv_alpha,

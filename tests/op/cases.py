@@ -83,6 +83,11 @@ class Method(NamedTuple):
         """The op's, and the reference's."""
         return self.config.op_keywords(self.mode)
 
+    def takes(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the options that the mode takes: Entropy Adv. has an alpha and a kappa of its own."""
+        own = ("entropy_alpha", "entropy_kappa") if self.mode == "entropy_adv" else ()
+        return {name: value for name, value in options.items() if name not in own}
+
     @property
     def global_counts(self) -> dict[str, int]:
         """GLOBAL_COUNTS, for BAPO of one rank: several need the sums of all (test_bapo.py)."""

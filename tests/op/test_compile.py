@@ -109,7 +109,7 @@ def test_opcheck_forward_and_backward(case, need_grad, device):
 def with_options(method, packed, device):
     """A batch with all tensors, and the keywords of a method with every option."""
     batch = method.full_batch(3, 5, dtype=torch.float32, device=device)
-    keywords = {**method.keywords, **OPTIONS}
+    keywords = {**method.keywords, **method.takes(OPTIONS)}
     if packed:
         batch = {name: value.flatten() for name, value in batch.items()}
         keywords |= {"cu_seqlens": torch.tensor([0, 5, 10, 15], device=device), "max_seqlen": 5}
@@ -216,25 +216,26 @@ def test_dynamic_shapes_of_packed_batches(mode, dynamic, device):
     for rows, cols in ((2, 5), (3, 7), (6, 4)):
         batch = {name: value.flatten() for name, value in method.full_batch(rows, cols, device=device).items()}
         cu_seqlens = torch.arange(rows + 1, device=device) * cols
-        keywords = {**method.keywords, **OPTIONS, "cu_seqlens": cu_seqlens, "max_seqlen": cols}
+        keywords = {**method.keywords, **method.takes(OPTIONS), "cu_seqlens": cu_seqlens, "max_seqlen": cols}
         assert_same_bits(run_compiled(compiled, batch, **keywords), run(batch, **keywords))
 
 
 FRONTS = {
-    "policy_loss": (maspo_ext.policy_loss, {}),
-    "PolicyLoss": (maspo_ext.PolicyLoss(alpha=0.5), {}),
-    **{f"policy_loss of {mode}": (maspo_ext.policy_loss, {"ratio_mode": mode}) for mode in DEFAULT_METHODS},
-    **{f"PolicyLoss of {mode}": (maspo_ext.PolicyLoss(mode), {}) for mode in DEFAULT_METHODS},
+    "policy_loss": (maspo_ext.policy_loss, {}, "maspo"),
+    "PolicyLoss": (maspo_ext.PolicyLoss(alpha=0.5), {}, "maspo"),
+    **{f"policy_loss of {mode}": (maspo_ext.policy_loss, {"ratio_mode": mode}, mode) for mode in DEFAULT_METHODS},
+    **{f"PolicyLoss of {mode}": (maspo_ext.PolicyLoss(mode), {}, mode) for mode in DEFAULT_METHODS},
 }
 
 
 @pytest.mark.parametrize("front", FRONTS)
 def test_the_python_fronts_compile(front, device):
-    front, keywords = FRONTS[front]
+    front, keywords, mode = FRONTS[front]
     batch = random_batch(4, 8, device=device, entropy=True)
+    options = DEFAULT_METHODS[mode].takes({"entropy_alpha": 0.2})
 
     def function(**arguments):
-        output = front(**arguments, rollout_is_threshold="0.5_2.0", entropy_alpha=0.2, **keywords)
+        output = front(**arguments, rollout_is_threshold="0.5_2.0", **options, **keywords)
         return output.loss, output.stats.tensor
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")

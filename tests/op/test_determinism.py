@@ -32,10 +32,10 @@ def test_same_bits_from_run_to_run(dtype, shape, device):
 @every_mode
 def test_same_bits_from_run_to_run_of_every_method(method, shape, device):
     batch = method.full_batch(*shape, dtype=torch.float32, device=device)
-    first = run(batch, **method.keywords, **OPTIONS)
+    first = run(batch, **method.keywords, **method.takes(OPTIONS))
     assert first.grad.any()
     for _ in range(3):
-        assert_same_bits(run(batch, **method.keywords, **OPTIONS), first)
+        assert_same_bits(run(batch, **method.keywords, **method.takes(OPTIONS)), first)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_same_bits_for_every_number_of_threads(loss_agg_mode, shape, restored_th
 @every_mode
 def test_same_bits_for_every_number_of_threads_of_every_method(method, shape, restored_threads):
     batch = method.full_batch(*shape, dtype=torch.float32)
-    assert_same_bits_for_every_number_of_threads(batch, **method.keywords, **OPTIONS)
+    assert_same_bits_for_every_number_of_threads(batch, **method.keywords, **method.takes(OPTIONS))
 
 
 def assert_same_bits_for_every_number_of_threads(batch, **keywords):
@@ -84,7 +84,7 @@ CALLS = [
     for gate_gradient in (False, True)
 ]
 CALLS += [
-    (method.full_batch(9, 300, dtype=dtype, spread=2.0), {**method.keywords, **options})
+    (method.full_batch(9, 300, dtype=dtype, spread=2.0), {**method.keywords, **method.takes(options)})
     for method in METHODS.values()
     for dtype in (torch.float64, torch.float32)
     for options in ({}, OPTIONS)

@@ -184,6 +184,13 @@ OPTIONS = [
     ({"entropy": ones(4)}, "entropy", r"\[B, T\] = \[4, 6\]", r"\[4\]", "slice or expand"),
     ({"entropy_alpha": 0.4}, "entropy", r"a tensor, since entropy_alpha = 0\.4", "None", "entropy of each token"),
     ({"ratio_mode": "entropy_adv"}, "entropy", "a tensor for ratio_mode='entropy_adv'", "None", "entropy of each token"),
+    (
+        {"ratio_mode": "entropy_adv", "entropy": ones(4, 6), "entropy_alpha": 0.9},
+        "entropy_alpha, entropy_kappa",
+        "the defaults for ratio_mode='entropy_adv'",
+        "0.9, 2.0",
+        "hyper-parameters of the mode",
+    ),
     ({"entropy": ones(4, 6), "entropy_alpha": -0.1}, "entropy_alpha", ">= 0", "-0.1", "published"),
     ({"entropy": ones(4, 6), "entropy_alpha": NAN}, "entropy_alpha", ">= 0 and finite", "nan", "published"),
     ({"entropy": ones(4, 6), "entropy_kappa": 0.9}, "entropy_kappa", ">= 1", "0.9", "keeps its sign"),

@@ -201,8 +201,8 @@ def test_fronts_hand_everything_to_the_op(method, counts, form, device):
         (method.batch(5, 9, device=device), {}, {}),
         (method.full_batch(5, 9, device=device), OPTIONS, OPTIONS_OF_FRONTS),
     ):
-        expected = run(batch, loss_agg_mode="seq-mean-token-sum", **method.keywords, **options, **counts)
-        assert_same_bits(run(batch, through_policy_loss(front), **keywords, **of_front, **counts), expected)
+        expected = run(batch, loss_agg_mode="seq-mean-token-sum", **method.keywords, **method.takes(options), **counts)
+        assert_same_bits(run(batch, through_policy_loss(front), **keywords, **method.takes(of_front), **counts), expected)
 
 
 def test_fronts_without_a_mode_are_maspo(device):
@@ -287,8 +287,8 @@ def test_inputs_are_not_modified(method, device):
     """Nor does anything build up from call to call: the published code adds the entropy to the advantages in place."""
     batch = method.full_batch(5, 9, dtype=torch.float32, device=device)
     before = {name: value.clone() for name, value in batch.items()}
-    first = run(batch, **method.keywords, **OPTIONS)
-    assert_same_bits(run(batch, **method.keywords, **OPTIONS), first)
+    first = run(batch, **method.keywords, **method.takes(OPTIONS))
+    assert_same_bits(run(batch, **method.keywords, **method.takes(OPTIONS)), first)
     assert all(torch.equal(batch[name], before[name]) for name in batch)
 
 

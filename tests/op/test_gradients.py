@@ -101,7 +101,7 @@ def test_every_method_passes_gradcheck(method, loss_agg_mode, options, device):
     batch = smooth_batch(device, entropy=bool(options) or method.mode == "entropy_adv", ref_log_prob=bool(options))
 
     def loss(log_prob):
-        return op(**{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, **method.keywords, **options)[0]
+        return op(**{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, **method.keywords, **method.takes(options))[0]
 
     assert torch.autograd.gradcheck(loss, (batch["log_prob"].requires_grad_(),), fast_mode=False)
 
@@ -169,7 +169,7 @@ def test_only_log_prob_gets_a_gradient(method, options, device):
         name: v.requires_grad_() if v.is_floating_point() else v
         for name, v in (method.full_batch if options else method.batch)(3, 5, device=device).items()
     }
-    loss, stats = op(**batch, **method.keywords, **options)
+    loss, stats = op(**batch, **method.keywords, **method.takes(options))
     loss.backward(retain_graph=True)
     first = batch["log_prob"].grad.clone()
     loss.backward()
@@ -204,14 +204,14 @@ def test_second_derivative_raises_and_says_so(device):
 def test_derivatives_that_no_method_has(method, device):
     batch = method.full_batch(3, 5, device=device)
     log_prob = batch.pop("log_prob").requires_grad_()
-    loss, _ = op(log_prob, **batch, **method.keywords, **OPTIONS)
+    loss, _ = op(log_prob, **batch, **method.keywords, **method.takes(OPTIONS))
     (grad,) = torch.autograd.grad(loss, log_prob, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative.*reference.loss"):
         torch.autograd.grad(grad.sum(), log_prob)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(log_prob.detach(), torch.ones_like(log_prob))
         with pytest.raises(NotImplementedError, match="no forward-mode derivative.*reference.loss"):
-            op(dual, **batch, **method.keywords, **OPTIONS)
+            op(dual, **batch, **method.keywords, **method.takes(OPTIONS))
 
 
 def test_forward_mode_raises_and_says_so(device):

@@ -100,10 +100,10 @@ def test_strides_of_all_inputs_at_once(layout, device):
 def test_strides_change_no_bit_of_any_method(method, dtype, device):
     """Each tensor alone, entropy and ref_log_prob too; BAPO reads them in a pass of its own."""
     batch = method.full_batch(5, 300, dtype=dtype, device=device)
-    expected = run(batch, **method.keywords, **OPTIONS)
+    expected = run(batch, **method.keywords, **method.takes(OPTIONS))
     for name in ALL_TENSORS:
         for layout in LAYOUTS:
-            assert_same_bits(run({**batch, name: layout(batch[name])}, **method.keywords, **OPTIONS), expected)
+            assert_same_bits(run({**batch, name: layout(batch[name])}, **method.keywords, **method.takes(OPTIONS)), expected)
 
 
 @every_mode
@@ -111,7 +111,7 @@ def test_mixed_dtypes_of_every_method(method, device):
     batch = method.full_batch(5, 300, dtype=torch.bfloat16, device=device)
     mixed = dict(zip(ALL_TENSORS[1:], [torch.float32, torch.float16, torch.int8, torch.float64, torch.float32, torch.float16], strict=True))
     batch = {name: value.to(mixed.get(name, value.dtype)) for name, value in batch.items()}
-    assert_same_in_half(batch, **method.keywords, **OPTIONS)
+    assert_same_in_half(batch, **method.keywords, **method.takes(OPTIONS))
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (5,)], ids=str)
@@ -119,7 +119,7 @@ def test_mixed_dtypes_of_every_method(method, device):
 def test_one_value_per_row_with_every_method(method, shape, device):
     batch = method.full_batch(5, 300, device=device)
     first = {name: batch[name][:, :1] for name in ("advantages", "rollout_is_weights")}
-    keywords = {**method.keywords, **OPTIONS}
+    keywords = {**method.keywords, **method.takes(OPTIONS)}
     expected = run({**batch, **{name: value.repeat(1, 300) for name, value in first.items()}}, **keywords)
     assert_same_bits(run({**batch, **{name: value.reshape(shape) for name, value in first.items()}}, **keywords), expected)
 
@@ -127,7 +127,7 @@ def test_one_value_per_row_with_every_method(method, shape, device):
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
 @every_mode
 def test_empty_shapes_of_every_method(method, shape, device):
-    result = run(method.full_batch(*shape, device=device), **method.keywords, **OPTIONS)
+    result = run(method.full_batch(*shape, device=device), **method.keywords, **method.takes(OPTIONS))
     assert float(result.loss) == 0.0 and result.grad.shape == shape
     assert not result.stats.isnan().any() and float(result.stats.abs().sum()) == (torch.inf if method.mode == "bapo" else 0.0)
 

@@ -71,7 +71,7 @@ def dirtied(batch, garbage, names):
 @every_method
 def test_masked_garbage_changes_no_bit_of_any_method(method, loss_agg_mode, dtype, device):
     batch = method.full_batch(4, 300, dtype=dtype, device=device)
-    keywords = {**method.keywords, **OPTIONS, "loss_agg_mode": loss_agg_mode}
+    keywords = {**method.keywords, **method.takes(OPTIONS), "loss_agg_mode": loss_agg_mode}
     clean = run(batch, **keywords)
     assert clean.loss.isfinite() and clean.grad.any() and clean.stats.isfinite().all()
     for garbage in GARBAGE:
@@ -83,7 +83,7 @@ def test_masked_garbage_changes_no_bit_of_any_method(method, loss_agg_mode, dtyp
 @every_mode
 def test_masked_garbage_of_the_options_alone(method, garbage, name, device):
     batch = method.full_batch(4, 30, dtype=torch.float32, device=device)
-    keywords = {**method.keywords, **OPTIONS}
+    keywords = {**method.keywords, **method.takes(OPTIONS)}
     assert_same_bits(run(dirtied(batch, garbage, [name]), **keywords), run(batch, **keywords))
 
 
@@ -121,7 +121,7 @@ def test_batch_without_tokens_of_any_method(method, counts, loss_agg_mode, devic
     batch = method.full_batch(3, 40, device=device)
     batch["response_mask"] = torch.zeros_like(batch["response_mask"])
     batch.update({name: GARBAGE["noise"](batch[name]) for name in ALL_INPUTS})
-    loss, grad, stats = run(batch, **method.keywords, **OPTIONS, loss_agg_mode=loss_agg_mode, **counts)
+    loss, grad, stats = run(batch, **method.keywords, **method.takes(OPTIONS), loss_agg_mode=loss_agg_mode, **counts)
     assert float(loss) == 0.0 and not grad.any()
     if method.mode == "bapo":
         bounds = [method.config.ratio_lower_start, method.config.ratio_upper_start, torch.inf]
@@ -135,7 +135,7 @@ def test_batch_without_tokens_of_any_method(method, counts, loss_agg_mode, devic
 def test_empty_rows_of_any_method_are_left_out(method, loss_agg_mode, device):
     batch = method.full_batch(5, 12, device=device)
     batch["response_mask"][3] = False
-    keywords = {**method.keywords, **OPTIONS, "loss_agg_mode": loss_agg_mode}
+    keywords = {**method.keywords, **method.takes(OPTIONS), "loss_agg_mode": loss_agg_mode}
     keep = torch.tensor([1, 2, 4], device=device)
     whole = run(batch, **keywords)
     kept = run({name: value[keep] for name, value in batch.items()}, **keywords)
@@ -183,9 +183,9 @@ def test_nan_at_a_valid_token_propagates_in_any_method(method, dtype, advantage,
     clean_method = method
     if method.mode == "bapo" and name not in ("rollout_is_weights", "ref_log_prob"):
         clean_method = method.with_(ratio_lower_max=None, ratio_upper_max=None)  # a NaN ends the search
-    clean = run(batch, **clean_method.keywords, **OPTIONS)
+    clean = run(batch, **clean_method.keywords, **clean_method.takes(OPTIONS))
     batch[name][1, 3] = torch.nan
-    result = run(batch, **method.keywords, **OPTIONS)
+    result = run(batch, **method.keywords, **method.takes(OPTIONS))
     assert result.loss.isnan() and result.grad[1, 3].isnan()
     assert float(clean.stats[NONFINITE_COUNT]) == 0 and float(result.stats[NONFINITE_COUNT]) == 1
     others = result.grad.clone()
@@ -200,7 +200,7 @@ def test_nonfinite_inputs_of_options_are_counted_once_per_token(method, value, d
     for name, columns in {"entropy": slice(5, 9), "ref_log_prob": slice(7, 12)}.items():
         batch[name][:, columns] = value
     expected = batch["response_mask"][:, 5:12].sum()
-    stats = op(**batch, **method.keywords, **OPTIONS)[1]
+    stats = op(**batch, **method.keywords, **method.takes(OPTIONS))[1]
     assert float(stats[NONFINITE_COUNT]) == float(expected) > 5
     # What no option uses is no input.
     unused = {name: value for name, value in batch.items() if name not in ("entropy", "ref_log_prob")}

@@ -92,7 +92,7 @@ def test_extremes(method, dtype, device):
 @every_method
 def test_half_dtypes(method, dtype, options, device):
     batch = method.full_batch if options else method.batch
-    assert_same_in_half(batch(4, 300, dtype=dtype, device=device), **method.keywords, **options)
+    assert_same_in_half(batch(4, 300, dtype=dtype, device=device), **method.keywords, **method.takes(options))
 
 
 def test_grpo_is_ppo(device):

@@ -58,7 +58,7 @@ def test_one_option_like_the_reference(method, dtype, option, device):
     batch = method.batch(7, 300, dtype=dtype, device=device, spread=1.5)
     full = method.full_batch(7, 300, dtype=dtype, device=device, spread=1.5)
     batch |= {name: full[name] for name in tensors}
-    assert_like_the_reference(batch, **method.keywords, **keywords)
+    assert_like_the_reference(batch, **method.keywords, **method.takes(keywords))
 
 
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
@@ -68,7 +68,7 @@ def test_one_option_like_the_reference(method, dtype, option, device):
 def test_all_options_like_the_reference(method, dtype, counts, loss_agg_mode, device):
     batch = method.full_batch(7, 300, dtype=dtype, device=device, spread=1.5)
     counts = method.global_counts if counts == "global" else {}
-    assert_like_the_reference(batch, **method.keywords, **OPTIONS, **counts, loss_agg_mode=loss_agg_mode)
+    assert_like_the_reference(batch, **method.keywords, **method.takes(OPTIONS), **counts, loss_agg_mode=loss_agg_mode)
 
 
 # Dual clip

@@ -73,7 +73,7 @@ class Packed:
 def test_lengths(method, lengths, options, device):
     for dtype in (torch.float32, torch.float64):
         packed = Packed(method, LENGTHS[lengths], device, full=bool(options), dtype=dtype)
-        result = packed.assert_same(**method.keywords, **options, loss_agg_mode="seq-mean-token-mean")
+        result = packed.assert_same(**method.keywords, **method.takes(options), loss_agg_mode="seq-mean-token-mean")
         assert result.grad.any() or packed.batch["response_mask"].sum() < 2
 
 
@@ -85,7 +85,7 @@ def test_aggregation_and_dtypes(method, dtype, loss_agg_mode, counts, device):
     """The -norm mode divides by max_seqlen, the width of the padded form."""
     counts = {"local": {}, "global": method.global_counts, "factor": {"loss_scale_factor": 3.5}}[counts]
     packed = Packed(method, LENGTHS["a few"], device, full=True, dtype=dtype)
-    result = packed.assert_same(**method.keywords, **OPTIONS, **counts, loss_agg_mode=loss_agg_mode)
+    result = packed.assert_same(**method.keywords, **method.takes(OPTIONS), **counts, loss_agg_mode=loss_agg_mode)
     assert result.grad.any()
 
 
@@ -109,7 +109,7 @@ def test_no_sequence(method, dtype, device):
     batch = {name: value[0] for name, value in method.full_batch(1, 0, device=device).items()}
     cu_seqlens = torch.zeros(1, dtype=dtype, device=device)
     for max_seqlen in (0, 7):
-        result = run(batch, **method.keywords, **OPTIONS, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
+        result = run(batch, **method.keywords, **method.takes(OPTIONS), cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
         assert float(result.loss) == 0.0 and result.grad.shape == (0,)
         if method.mode != "bapo":
             assert not result.stats.any()
@@ -140,7 +140,7 @@ def inside_a_larger_tensor(value):
 @every_mode
 def test_strides_change_no_bit(method, dtype, layout, device):
     packed = Packed(method, LENGTHS["around a run"], device, full=True, dtype=dtype)
-    keywords = {**method.keywords, **OPTIONS, **packed.keywords}
+    keywords = {**method.keywords, **method.takes(OPTIONS), **packed.keywords}
     expected = run(packed.batch, **keywords)
     for name in ALL_TENSORS:
         assert_same_bits(run(packed.batch | {name: layout(packed.batch[name])}, **keywords), expected)
@@ -174,7 +174,7 @@ def test_a_longer_max_seqlen_is_more_padding(method, device):
 @every_mode
 def test_masked_garbage_changes_no_bit(method, device):
     packed = Packed(method, LENGTHS["around a run"], device, full=True, dtype=torch.float32)
-    keywords = {**method.keywords, **OPTIONS, **packed.keywords}
+    keywords = {**method.keywords, **method.takes(OPTIONS), **packed.keywords}
     masked = packed.batch["response_mask"] == 0
     clean = run(packed.batch, **keywords)
     assert masked.any() and clean.grad.any()
