@@ -41,5 +41,9 @@ def _explain(error: ImportError) -> str:
             "run `pip install -e .` there, or start python in another folder to use the installed package."
         )
     else:
-        remedy = "Reinstall it in this environment: `pip install --force-reinstall --no-deps maspo_ext`, with torch >= 2.11."
-    return f"maspo_ext: the compiled op library maspo_ext._C cannot be loaded ({where}).\nCause: {error}\nRemedy: {remedy}"
+        remedy = (
+            "Reinstall it in this environment: `pip install --force-reinstall --no-deps maspo_ext`, with torch >= 2.11."
+        )
+    return (
+        f"maspo_ext: the compiled op library maspo_ext._C cannot be loaded ({where}).\nCause: {error}\nRemedy: {remedy}"
+    )

@@ -78,7 +78,12 @@ def check_agg_mode(loss_agg_mode: str) -> None:
     """The name of the aggregation mode."""
     if loss_agg_mode not in LOSS_AGG_MODES:
         raise ValueError(
-            _message("loss_agg_mode", f"one of {', '.join(LOSS_AGG_MODES)}", repr(loss_agg_mode), "Choose one of verl's five modes.")
+            _message(
+                "loss_agg_mode",
+                f"one of {', '.join(LOSS_AGG_MODES)}",
+                repr(loss_agg_mode),
+                "Choose one of verl's five modes.",
+            )
         )
 
 
@@ -94,9 +99,13 @@ def check_aggregation(
     check_positive("dp_size", dp_size, "It is the number of data-parallel ranks whose gradients are averaged.")
     for name, count in (("batch_num_tokens", batch_num_tokens), ("global_batch_size", global_batch_size)):
         if count is not None:
-            check_non_negative(name, count, "It is a count over all data-parallel ranks and micro-batches; None counts locally.")
+            check_non_negative(
+                name, count, "It is a count over all data-parallel ranks and micro-batches; None counts locally."
+            )
     if loss_scale_factor is not None:
-        check_positive("loss_scale_factor", loss_scale_factor, "It divides the sequence sums; None takes the padded width T.")
+        check_positive(
+            "loss_scale_factor", loss_scale_factor, "It divides the sequence sums; None takes the padded width T."
+        )
     needed = {"token-mean": ("batch_num_tokens", batch_num_tokens), "token-sum": ("", 0)}.get(
         loss_agg_mode, ("global_batch_size", global_batch_size)
     )
@@ -115,9 +124,13 @@ def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device
     if not isinstance(value, torch.Tensor):
         raise TypeError(_message(name, "a torch.Tensor", type(value).__name__, "Convert it with torch.as_tensor."))
     if value.dtype not in dtypes:
-        raise TypeError(_message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({_names(dtypes[:1])})."))
+        raise TypeError(
+            _message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({_names(dtypes[:1])}).")
+        )
     if device is not None and value.device != device:
-        raise ValueError(_message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device)."))
+        raise ValueError(
+            _message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device).")
+        )
 
 
 def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, ...]], sizes: str) -> None:
@@ -137,7 +150,12 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
     _check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(
-            _message("cu_seqlens", "shape [B + 1]", list(cu_seqlens.shape), "Pass the running sum of the sequence lengths, with a 0 before it.")
+            _message(
+                "cu_seqlens",
+                "shape [B + 1]",
+                list(cu_seqlens.shape),
+                "Pass the running sum of the sequence lengths, with a 0 before it.",
+            )
         )
     if max_seqlen is None:
         raise ValueError(
@@ -165,12 +183,29 @@ def check_tensors(
     if cu_seqlens is not None:
         check_cu_seqlens(log_prob, cu_seqlens, max_seqlen)
     elif max_seqlen is not None:
-        raise ValueError(_message("max_seqlen", "None without cu_seqlens", max_seqlen, "It belongs to packed tensors: pass cu_seqlens too."))
+        raise ValueError(
+            _message(
+                "max_seqlen",
+                "None without cu_seqlens",
+                max_seqlen,
+                "It belongs to packed tensors: pass cu_seqlens too.",
+            )
+        )
     if log_prob.dim() != (2 if cu_seqlens is None else 1):
         raise ValueError(
-            _message("log_prob", "shape [B, T]", list(log_prob.shape), "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens.")
+            _message(
+                "log_prob",
+                "shape [B, T]",
+                list(log_prob.shape),
+                "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens.",
+            )
             if cu_seqlens is None
-            else _message("log_prob", "shape [total_tokens], since cu_seqlens is given", list(log_prob.shape), "Flatten it, or drop cu_seqlens.")
+            else _message(
+                "log_prob",
+                "shape [total_tokens], since cu_seqlens is given",
+                list(log_prob.shape),
+                "Flatten it, or drop cu_seqlens.",
+            )
         )
     shape = tuple(log_prob.shape)
     if cu_seqlens is None:
@@ -203,20 +238,52 @@ def check_options(
     """The KL term and the bounds of the rollout's importance weights."""
     if kl_type.removesuffix("+") not in KL_TYPES:
         raise ValueError(
-            _message("kl_type", f"one of {', '.join(KL_TYPES)}, or one of them with a trailing + (straight-through)", repr(kl_type), "Choose one of these.")
+            _message(
+                "kl_type",
+                f"one of {', '.join(KL_TYPES)}, or one of them with a trailing + (straight-through)",
+                repr(kl_type),
+                "Choose one of these.",
+            )
         )
     check_non_negative("kl_coef", kl_coef, "It weighs the KL term; verl's default is 0.001.")
     if kl_coef != 0 and ref_log_prob is None:
-        raise ValueError(_message("ref_log_prob", f"a tensor, since kl_coef = {kl_coef!r}", None, "Pass the reference's log-probabilities, or kl_coef=0."))
+        raise ValueError(
+            _message(
+                "ref_log_prob",
+                f"a tensor, since kl_coef = {kl_coef!r}",
+                None,
+                "Pass the reference's log-probabilities, or kl_coef=0.",
+            )
+        )
     for name, bound in (("rollout_is_lower", rollout_is_lower), ("rollout_is_upper", rollout_is_upper)):
         if bound is not None:
             check_non_negative(name, bound, "It bounds the importance weights of the rollout.")
             if not has_weights:
-                raise ValueError(_message("rollout_is_weights", f"a tensor, since {name} = {bound!r}", None, "Pass the weights that it bounds."))
+                raise ValueError(
+                    _message(
+                        "rollout_is_weights",
+                        f"a tensor, since {name} = {bound!r}",
+                        None,
+                        "Pass the weights that it bounds.",
+                    )
+                )
     if rollout_is_lower is not None:
         if rollout_is_upper is None:
-            raise ValueError(_message("rollout_is_upper", "a number, since rollout_is_lower is given", None, "Weights outside both are masked (IcePop)."))
-        check_at_least("rollout_is_upper", rollout_is_upper, "rollout_is_lower", rollout_is_lower, "Weights outside both are masked (IcePop).")
+            raise ValueError(
+                _message(
+                    "rollout_is_upper",
+                    "a number, since rollout_is_lower is given",
+                    None,
+                    "Weights outside both are masked (IcePop).",
+                )
+            )
+        check_at_least(
+            "rollout_is_upper",
+            rollout_is_upper,
+            "rollout_is_lower",
+            rollout_is_lower,
+            "Weights outside both are masked (IcePop).",
+        )
 
 
 def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tuple[float | None, float | None]:

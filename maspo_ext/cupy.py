@@ -35,7 +35,9 @@ class CupyPolicyLossOutput(NamedTuple):
     stats: PolicyLossStats
 
 
-def policy_loss(log_prob: Any, old_log_prob: Any, advantages: Any, response_mask: Any, **keywords: Any) -> CupyPolicyLossOutput:
+def policy_loss(
+    log_prob: Any, old_log_prob: Any, advantages: Any, response_mask: Any, **keywords: Any
+) -> CupyPolicyLossOutput:
     """:func:`maspo_ext.policy_loss` of ``cupy.ndarray`` arguments, with the gradient.
 
     Args:
@@ -49,7 +51,12 @@ def policy_loss(log_prob: Any, old_log_prob: Any, advantages: Any, response_mask
     Raises:
         TypeError: an array that is not CuPy's; otherwise as :func:`maspo_ext.policy_loss`.
     """
-    arrays = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantages": advantages, "response_mask": response_mask}
+    arrays = {
+        "log_prob": log_prob,
+        "old_log_prob": old_log_prob,
+        "advantages": advantages,
+        "response_mask": response_mask,
+    }
     for name, value in arrays.items():
         _check_array(name, value)
     with cupy.cuda.Device(log_prob.device.id):

@@ -146,7 +146,9 @@ def _reduced_sums(method, tensors, shared, all_reduce_sums) -> torch.Tensor | No
         raise ValueError(
             f"maspo_ext: all_reduce_sums: expected None for {type(method).__name__}, got {all_reduce_sums!r}. Only bapo has sums: drop it."
         )
-    checks.check_tensors(*tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"])
+    checks.check_tensors(
+        *tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"]
+    )
     with torch.no_grad():
         sums = local_bapo_sums(method, *tensors, **shared)
         all_reduce_sums(sums)

@@ -24,7 +24,11 @@ class PolicyLoss(torch.nn.Module):
     """
 
     def __init__(
-        self, ratio_mode: str = "maspo", config: MethodConfig | None = None, loss_agg_mode: str | None = None, **hyper: Any
+        self,
+        ratio_mode: str = "maspo",
+        config: MethodConfig | None = None,
+        loss_agg_mode: str | None = None,
+        **hyper: Any,
     ) -> None:
         super().__init__()
         self.ratio_mode = ratio_mode

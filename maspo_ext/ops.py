@@ -111,10 +111,20 @@ def _loss(
     }
     config = _config(ratio_mode, named, hyper)
     checks.check_tensors(
-        log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen
+        log_prob,
+        old_log_prob,
+        advantages,
+        response_mask,
+        rollout_is_weights,
+        entropy,
+        ref_log_prob,
+        cu_seqlens,
+        max_seqlen,
     )
     checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
-    checks.check_options(ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None)
+    checks.check_options(
+        ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None
+    )
     if forward_ad.unpack_dual(log_prob).tangent is not None:
         # Without this, the tangent would be dropped in silence.
         raise NotImplementedError(
@@ -218,7 +228,9 @@ def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
     """What BAPO's search finds, on the device; None for every other method."""
     if not isinstance(config, BapoConfig):
         if bapo_sums is not None:
-            raise ValueError("maspo_ext: bapo_sums: expected None for a ratio_mode other than 'bapo', got a tensor. Drop it.")
+            raise ValueError(
+                "maspo_ext: bapo_sums: expected None for a ratio_mode other than 'bapo', got a tensor. Drop it."
+            )
         return None
     if bapo_sums is None:
         if dp_size > 1:
@@ -251,7 +263,15 @@ def _(
     **_keywords,
 ):
     checks.check_tensors(
-        log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen
+        log_prob,
+        old_log_prob,
+        advantages,
+        response_mask,
+        rollout_is_weights,
+        entropy,
+        ref_log_prob,
+        cu_seqlens,
+        max_seqlen,
     )
     rows = log_prob.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = _arithmetic_dtype(log_prob)

@@ -116,7 +116,9 @@ def loss(
     Source: the config class of each mode.
     """
     if bapo_sums is not None or cu_seqlens is not None or max_seqlen is not None:
-        raise NotImplementedError("maspo_ext.reference.loss: bapo_sums, cu_seqlens and max_seqlen: expected None. Use torch.ops.maspo.loss.")
+        raise NotImplementedError(
+            "maspo_ext.reference.loss: bapo_sums, cu_seqlens and max_seqlen: expected None. Use torch.ops.maspo.loss."
+        )
     config: MethodConfig
     if ratio_mode == "maspo":
         # Not checked: the tests of the reference's own settings are outside of the ranges.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, make_dataclass
 from dataclasses import field as dataclass_field
+from dataclasses import fields, make_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 

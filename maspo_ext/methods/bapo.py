@@ -74,15 +74,25 @@ class BapoConfig(MethodConfig):
                 checks.check_positive(f"ratio_{bound}_start", start, "It is a bound of the ratio, such as 0.8 or 1.2.")
             if maximum is not None:
                 least = f"ratio_{bound}_start"
-                checks.check_at_least(f"ratio_{bound}_max", maximum, least, self._start(bound), "None searches nothing.")
+                checks.check_at_least(
+                    f"ratio_{bound}_max", maximum, least, self._start(bound), "None searches nothing."
+                )
             checks.check_non_negative(f"ratio_{bound}_step", step, "0 searches nothing.")
-        checks.check_at_most("ratio_lower_max", self.lower_bounds()[-1], "", 1.0, "A lower bound above 1 would clip the ratio 1.")
-        checks.check_at_least("ratio_upper_start", self.upper_bounds()[0], "", 1.0, "An upper bound below 1 would clip the ratio 1.")
+        checks.check_at_most(
+            "ratio_lower_max", self.lower_bounds()[-1], "", 1.0, "A lower bound above 1 would clip the ratio 1."
+        )
+        checks.check_at_least(
+            "ratio_upper_start", self.upper_bounds()[0], "", 1.0, "An upper bound below 1 would clip the ratio 1."
+        )
         checks.check_bool("upper_first", self.upper_first, "False is the order of the authors' code.")
         checks.check_non_negative("eps", self.eps, "The authors' config has 1e-8.")
         candidates = len(self.lower_bounds()) + len(self.upper_bounds())
         checks.check_at_most(
-            "ratio_lower_step and ratio_upper_step", candidates, "", MAX_CANDIDATES, "The number of bounds to try: take larger steps."
+            "ratio_lower_step and ratio_upper_step",
+            candidates,
+            "",
+            MAX_CANDIDATES,
+            "The number of bounds to try: take larger steps.",
         )
 
     def _start(self, bound: str) -> float:
@@ -113,7 +123,9 @@ class BapoConfig(MethodConfig):
             ValueError: another name.
         """
         if name not in _PUBLISHED:
-            raise ValueError(f"maspo_ext: BapoConfig.published: expected one of {', '.join(_PUBLISHED)}, got {name!r}. Choose one of these.")
+            raise ValueError(
+                f"maspo_ext: BapoConfig.published: expected one of {', '.join(_PUBLISHED)}, got {name!r}. Choose one of these."
+            )
         return cls(**(_PUBLISHED[name] | changes))
 
     def hyper(self) -> list[float]:

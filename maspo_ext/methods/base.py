@@ -132,5 +132,7 @@ def clip_loss(token: Token, low: Tensor | float, high: Tensor | float) -> TokenL
 
 def by_sign(advantages: Tensor, positive: Tensor | float, otherwise: Tensor | float) -> Tensor:
     """``positive`` where ``A > 0``, ``otherwise`` elsewhere, in the dtype of ``advantages``."""
-    positive, otherwise = (torch.as_tensor(value, dtype=advantages.dtype, device=advantages.device) for value in (positive, otherwise))
+    positive, otherwise = (
+        torch.as_tensor(value, dtype=advantages.dtype, device=advantages.device) for value in (positive, otherwise)
+    )
     return torch.where(advantages > 0, positive, otherwise)

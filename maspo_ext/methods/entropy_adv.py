@@ -13,7 +13,13 @@ from maspo_ext.methods.ppo import ClipHigherConfig
 def check_entropy_adv(alpha: float, kappa: float, prefix: str = "") -> None:
     """Ranges of the transform's hyper-parameters."""
     checks.check_non_negative(f"{prefix}alpha", alpha, "It weighs the entropy; published: 0.4 with GRPO, 0.1 with PPO.")
-    checks.check_at_least(f"{prefix}kappa", kappa, "", 1, "It keeps the bonus below |A| / kappa, so that A keeps its sign; published: 2.0.")
+    checks.check_at_least(
+        f"{prefix}kappa",
+        kappa,
+        "",
+        1,
+        "It keeps the bonus below |A| / kappa, so that A keeps its sign; published: 2.0.",
+    )
 
 
 def shaped_advantages(advantages: Tensor, entropy: Tensor, alpha: float, kappa: float) -> Tensor:

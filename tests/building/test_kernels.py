@@ -16,7 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc
 
 
 def compile_kernels(output, *options):
-    command = [str(NVCC.path), f"-std={flags.CXX_STANDARD}", "-O3", f"-I{flags.CSRC}", "-Werror", "all-warnings", *options]
+    command = [
+        str(NVCC.path),
+        f"-std={flags.CXX_STANDARD}",
+        "-O3",
+        f"-I{flags.CSRC}",
+        "-Werror",
+        "all-warnings",
+        *options,
+    ]
     completed = subprocess.run([*command, "-o", str(output), str(KERNELS)], capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
     return completed.stderr
@@ -42,8 +50,12 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(tmp_path):
     assert len(kernels) == (8 + 4 + 4) * len(flags.GPU_ARCHITECTURES), report
     in_float, in_double = budget("forward.cuh", "kForwardBlocks")
     for name, stack, stores, loads, registers in kernels:
-        assert (stack, stores, loads) == ("0", "0", "0"), f"{name}: {stack} bytes of stack, {stores} and {loads} bytes spilled"
-        assert int(registers) <= (in_double if re.search(r"kernelId", name) else in_float), f"{name}: {registers} registers"
+        assert (stack, stores, loads) == ("0", "0", "0"), (
+            f"{name}: {stack} bytes of stack, {stores} and {loads} bytes spilled"
+        )
+        assert int(registers) <= (in_double if re.search(r"kernelId", name) else in_float), (
+            f"{name}: {registers} registers"
+        )
 
 
 def entries(ptx):

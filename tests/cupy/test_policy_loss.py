@@ -16,8 +16,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CuPy array
 def batch_of(dtype, seed=0, rows=5, cols=300):
     draw = cupy.random.default_rng(seed)
     old = -3 * cupy.abs(draw.standard_normal((rows, cols)))
-    arrays = {"log_prob": old + 0.5 * draw.standard_normal((rows, cols)), "old_log_prob": old, "advantages": 2 * draw.standard_normal((rows, cols))}
-    return {name: value.astype(dtype) for name, value in arrays.items()} | {"response_mask": draw.random((rows, cols)) < 0.7}
+    arrays = {
+        "log_prob": old + 0.5 * draw.standard_normal((rows, cols)),
+        "old_log_prob": old,
+        "advantages": 2 * draw.standard_normal((rows, cols)),
+    }
+    return {name: value.astype(dtype) for name, value in arrays.items()} | {
+        "response_mask": draw.random((rows, cols)) < 0.7
+    }
 
 
 def maspo(log_prob, old_log_prob, advantages, response_mask, sigma_base=1.0, alpha=0.3, sigma_high=10.0, beta=0.03):
@@ -83,7 +89,9 @@ def test_every_mode_has_the_bits_of_the_torch_front():
 
 @pytest.mark.parametrize("value", [np.zeros((2, 3)), torch.zeros(2, 3), [[0.0]]], ids=["numpy", "torch", "list"])
 def test_other_arrays_are_refused_and_named(value):
-    with pytest.raises(TypeError, match=r"maspo_ext\.cupy: log_prob: expected a cupy\.ndarray, got (ndarray|Tensor|list)\. Convert it"):
+    with pytest.raises(
+        TypeError, match=r"maspo_ext\.cupy: log_prob: expected a cupy\.ndarray, got (ndarray|Tensor|list)\. Convert it"
+    ):
         maspo_ext.cupy.policy_loss(value, value, value, value)
 
 
@@ -91,4 +99,7 @@ def test_without_cupy_the_remedy_is_named():
     code = "import sys; sys.modules['cupy'] = None; import maspo_ext, maspo_ext.cupy"
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert completed.returncode != 0
-    assert "maspo_ext.cupy: CuPy: expected to be installed" in completed.stderr and "pip install cupy-cuda13x" in completed.stderr
+    assert (
+        "maspo_ext.cupy: CuPy: expected to be installed" in completed.stderr
+        and "pip install cupy-cuda13x" in completed.stderr
+    )

@@ -34,7 +34,10 @@ def run_program(program: Path, count: int, *arguments: str) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-@pytest.mark.parametrize("sanitizer", ["plain", pytest.param("address", marks=pytest.mark.slow), pytest.param("thread", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sanitizer",
+    ["plain", pytest.param("address", marks=pytest.mark.slow), pytest.param("thread", marks=pytest.mark.slow)],
+)
 def test_random_batches_agree_with_the_cpu_engine(sanitizer, builders):
     """Each case has its own batch and its own order of threads and blocks."""
     builder = builders[sanitizer]
@@ -61,7 +64,11 @@ def arguments_of(case: Golden, dtype: torch.dtype) -> dict:
     batch = {name: tensor.numpy() for name, tensor in case.batch(dtype, "cpu").items()}
     is_bapo = isinstance(config, maspo_ext.BapoConfig)
     alpha, kappa = config.entropy_adv() or (0.0, 2.0)
-    search = config.candidates() | config.search() if is_bapo else {"lower": [], "upper": [], "target": 0.0, "eps": 0.0, "upper_first": False}
+    search = (
+        config.candidates() | config.search()
+        if is_bapo
+        else {"lower": [], "upper": [], "target": 0.0, "eps": 0.0, "upper_first": False}
+    )
     counts = {"dp_size": 1, "batch_num_tokens": -1, "global_batch_size": -1, "loss_scale_factor": -1} | case.aggregation
     return {
         "rollout_is_weights": None,
@@ -86,7 +93,9 @@ def test_golden(name, emulated):
         got = emulated.loss(seed=1, **arguments_of(case, dtype))
         batch = case.batch(dtype, "cpu")
         log_prob = batch.pop("log_prob").requires_grad_()
-        loss, stats = maspo_ext.policy_loss(log_prob, **batch, ratio_mode=case.ratio_mode, config=case.config(), **case.aggregation)
+        loss, stats = maspo_ext.policy_loss(
+            log_prob, **batch, ratio_mode=case.ratio_mode, config=case.config(), **case.aggregation
+        )
         loss.backward()
         grad = log_prob.grad.double().numpy()
         scale = max(case.loss_scale, 1e-30)
@@ -101,7 +110,9 @@ def test_golden(name, emulated):
 # ---- launches that no test could run
 
 
-@pytest.mark.parametrize("rows, cols", [(1, 1), (64, 4096), (16384, 4096), (1, 2**31 + 5), (2**31 + 5, 1), (2**20, 2**15), (3, 2**40)])
+@pytest.mark.parametrize(
+    "rows, cols", [(1, 1), (64, 4096), (16384, 4096), (1, 2**31 + 5), (2**31 + 5, 1), (2**20, 2**15), (3, 2**40)]
+)
 def test_pieces_cover_every_token_once(rows, cols, emulated):
     tokens, pieces, units = emulated.tiling(rows, cols)
     assert pieces * tokens >= cols > (pieces - 1) * tokens and units == -(-rows * pieces // 4)

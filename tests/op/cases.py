@@ -107,7 +107,8 @@ class Method(NamedTuple):
 
 DEFAULT_METHODS = {mode: Method(mode, config_class()) for mode, config_class in maspo_ext.RATIO_MODES.items()}
 OTHER_METHODS = {
-    f"{mode} with other values": Method(mode, maspo_ext.RATIO_MODES[mode](**hyper)) for mode, hyper in OTHER_HYPER.items()
+    f"{mode} with other values": Method(mode, maspo_ext.RATIO_MODES[mode](**hyper))
+    for mode, hyper in OTHER_HYPER.items()
 }
 METHODS = DEFAULT_METHODS | OTHER_METHODS
 every_mode = pytest.mark.parametrize("method", DEFAULT_METHODS.values(), ids=DEFAULT_METHODS)
@@ -149,7 +150,9 @@ def random_batch(
         mask[0] = False
     is_weights = (0.3 * normal()).exp()
     more = {"entropy": normal().abs(), "ref_log_prob": old + 0.4 * normal()}
-    batch.update({name: value for name, value in more.items() if {"entropy": entropy, "ref_log_prob": ref_log_prob}[name]})
+    batch.update(
+        {name: value for name, value in more.items() if {"entropy": entropy, "ref_log_prob": ref_log_prob}[name]}
+    )
     batch = {name: value.to(dtype).to(device) for name, value in batch.items()}
     batch["response_mask"] = mask.to(mask_dtype).to(device)
     if weights:

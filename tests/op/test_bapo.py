@@ -113,7 +113,12 @@ ENDS = {
     "no positives, target 0": ([(4.0, -1.0), (0.1, 0.0)], {"adv_ratio_target": 0.0}, (0.6, 1.2), 0.0),
     "only zeros": ([(4.0, 0.0)], {}, (0.6, 1.2), torch.inf),
     "no dual clip in the search": ([(1.0, 10.0), (50.0, -1.0)], {}, (0.8, 2.0), 0.2),
-    "beyond the clamp": ([(1.0, 1.0), (float(torch.e) ** 30, -1e-9)], {"eps": 0.0}, (0.6, 1.2), 1e9 / float(torch.e) ** 20),
+    "beyond the clamp": (
+        [(1.0, 1.0), (float(torch.e) ** 30, -1e-9)],
+        {"eps": 0.0},
+        (0.6, 1.2),
+        1e9 / float(torch.e) ** 20,
+    ),
     "steps off": ([(4.0, 1.0), (1.0, -3.0)], {"ratio_lower_step": 0.0, "ratio_upper_step": 0.0}, (0.6, 1.2), 0.4),
     "starts from the clip": (
         [(4.0, 1.0), (1.0, -3.0)],
@@ -189,7 +194,9 @@ def test_sums_at_all_candidates(shape, dtype, rtol, device):
 def test_sums_of_halves_add_up(device):
     batch = random_batch(8, 300, device=device)
     config = BapoConfig()
-    halves = [sums_of({name: value[part] for name, value in batch.items()}, config) for part in (slice(0, 3), slice(3, 8))]
+    halves = [
+        sums_of({name: value[part] for name, value in batch.items()}, config) for part in (slice(0, 3), slice(3, 8))
+    ]
     torch.testing.assert_close(halves[0] + halves[1], sums_of(batch, config), rtol=1e-13, atol=0)
 
 
@@ -221,7 +228,9 @@ def test_reduced_sums_give_the_bounds_of_the_whole_batch(device):
             return "not used"
 
         def front(all_reduce=all_reduce, **arguments):
-            output = maspo_ext.policy_loss(**arguments, ratio_mode="bapo", config=config, all_reduce_sums=all_reduce, **counts)
+            output = maspo_ext.policy_loss(
+                **arguments, ratio_mode="bapo", config=config, all_reduce_sums=all_reduce, **counts
+            )
             return output.loss, output.stats.tensor
 
         result = run(half, front)
@@ -240,7 +249,9 @@ def test_several_ranks_without_sums_are_refused(device):
         lambda: maspo_ext.policy_loss(**batch, ratio_mode="bapo", **GLOBAL_COUNTS),
         lambda: maspo_ext.PolicyLoss("bapo")(**batch, **GLOBAL_COUNTS),
     ):
-        with pytest.raises(ValueError, match="bapo_sums: expected the sums over all 2 data-parallel ranks, .* Pass all_reduce_sums"):
+        with pytest.raises(
+            ValueError, match="bapo_sums: expected the sums over all 2 data-parallel ranks, .* Pass all_reduce_sums"
+        ):
             call()
 
 
@@ -267,7 +278,11 @@ def test_two_ranks_find_the_bounds_of_the_whole_batch(tmp_path: Path):
     counts = {"dp_size": 2, "batch_num_tokens": int(batch["response_mask"].sum())}
     torch.save((halves, HALVES_CONFIG, counts), data)
     ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), str(data)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), str(data)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     try:
@@ -313,7 +328,9 @@ def test_published_settings(name, device):
 
 def test_published_defaults_and_unknown_names():
     assert BapoConfig.published("yaml") == BapoConfig()
-    with pytest.raises(ValueError, match="BapoConfig.published: expected one of yaml, script, readme, paper, got 'README'. Choose"):
+    with pytest.raises(
+        ValueError, match="BapoConfig.published: expected one of yaml, script, readme, paper, got 'README'. Choose"
+    ):
         BapoConfig.published("README")
 
 

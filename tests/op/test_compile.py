@@ -91,7 +91,11 @@ def calls_below(batch, need_grad=True, **keywords):
         return [value.detach().clone() if isinstance(value, torch.Tensor) else value for value in values]
 
     return {
-        function._schema.name.removeprefix("maspo::"): (function, detached(args), dict(zip(kwargs, detached(kwargs.values()))))
+        function._schema.name.removeprefix("maspo::"): (
+            function,
+            detached(args),
+            dict(zip(kwargs, detached(kwargs.values()))),
+        )
         for function, args, kwargs in recorder.calls
     }
 

@@ -176,14 +176,24 @@ PACKED = {"cu_seqlens": torch.tensor([0, 4, 9]), "max_seqlen": 5}
 
 
 def packed(**wrong):
-    return {**{name: ones(9) for name in ("log_prob", "old_log_prob", "advantages", "response_mask")}, **PACKED, **wrong}
+    return {
+        **{name: ones(9) for name in ("log_prob", "old_log_prob", "advantages", "response_mask")},
+        **PACKED,
+        **wrong,
+    }
 
 
 OPTIONS = [
     ({"entropy": ones(4, 5)}, "entropy", r"\[B, T\] = \[4, 6\]", r"\[4, 5\]", "slice or expand"),
     ({"entropy": ones(4)}, "entropy", r"\[B, T\] = \[4, 6\]", r"\[4\]", "slice or expand"),
     ({"entropy_alpha": 0.4}, "entropy", r"a tensor, since entropy_alpha = 0\.4", "None", "entropy of each token"),
-    ({"ratio_mode": "entropy_adv"}, "entropy", "a tensor for ratio_mode='entropy_adv'", "None", "entropy of each token"),
+    (
+        {"ratio_mode": "entropy_adv"},
+        "entropy",
+        "a tensor for ratio_mode='entropy_adv'",
+        "None",
+        "entropy of each token",
+    ),
     (
         {"ratio_mode": "entropy_adv", "entropy": ones(4, 6), "entropy_alpha": 0.9},
         "entropy_alpha, entropy_kappa",
@@ -200,12 +210,24 @@ OPTIONS = [
     ({"ref_log_prob": ones(4, 6), "kl_coef": -0.1}, "kl_coef", ">= 0", "-0.1", "0.001"),
     ({"ref_log_prob": ones(4, 6), "kl_coef": NAN}, "kl_coef", ">= 0 and finite", "nan", "0.001"),
     *(
-        ({"ref_log_prob": ones(4, 6), "kl_type": kl_type}, "kl_type", "one of k1, kl, .*trailing \\+", repr(kl_type), "Choose")
+        (
+            {"ref_log_prob": ones(4, 6), "kl_type": kl_type},
+            "kl_type",
+            "one of k1, kl, .*trailing \\+",
+            repr(kl_type),
+            "Choose",
+        )
         for kl_type in ("k4", "", "+", "k3++", "K3", "lowvar_kl", "low_var_kl +")
     ),
     ({"kl_type": "k4"}, "kl_type", "one of k1", "'k4'", "Choose"),  # even where it is of no use
     *(
-        ({"rollout_is_weights": None, **bounds}, "rollout_is_weights", f"a tensor, since {name} = ", "None", "Pass the weights")
+        (
+            {"rollout_is_weights": None, **bounds},
+            "rollout_is_weights",
+            f"a tensor, since {name} = ",
+            "None",
+            "Pass the weights",
+        )
         for name, bounds in (
             ("rollout_is_upper", {"rollout_is_upper": 2.0}),
             ("rollout_is_lower", {"rollout_is_lower": 0.5, "rollout_is_upper": 2.0}),
@@ -221,7 +243,13 @@ OPTIONS = [
     ),
     ({"rollout_is_upper": -1.0}, "rollout_is_upper", ">= 0", "-1.0", "bounds the importance weights"),
     ({"rollout_is_upper": NAN}, "rollout_is_upper", ">= 0 and finite", "nan", "bounds the importance weights"),
-    ({"bapo_sums": torch.ones(18, dtype=torch.float64)}, "bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop"),
+    (
+        {"bapo_sums": torch.ones(18, dtype=torch.float64)},
+        "bapo_sums",
+        "None for a ratio_mode other than 'bapo'",
+        "a tensor",
+        "Drop",
+    ),
     (
         {"ratio_mode": "bapo", **GLOBAL_COUNTS},
         "bapo_sums",
@@ -230,7 +258,13 @@ OPTIONS = [
         "all_reduce",
     ),
     ({"hyper": [1.0]}, "hyper", "nothing for ratio_mode='maspo'", r"[1.0]", "named arguments"),
-    ({"ratio_mode": "MASPO"}, "ratio_mode", "one of maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo", "'MASPO'", "Choose"),
+    (
+        {"ratio_mode": "MASPO"},
+        "ratio_mode",
+        "one of maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo",
+        "'MASPO'",
+        "Choose",
+    ),
     ({"ratio_mode": ""}, "ratio_mode", "one of maspo, ppo", "''", "Choose"),
     ({"max_seqlen": 6}, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens too"),
 ]
@@ -238,11 +272,23 @@ for mode in DEFAULT_METHODS:
     count = len(DEFAULT_METHODS[mode].config.hyper())
     if mode != "maspo":
         OPTIONS += [
-            ({"ratio_mode": mode, "hyper": [0.5] * n}, "hyper", rf"{count} values \(.*, .*\)", str(n), r"Config\(\.\.\.\)\.hyper\(\)")
+            (
+                {"ratio_mode": mode, "hyper": [0.5] * n},
+                "hyper",
+                rf"{count} values \(.*, .*\)",
+                str(n),
+                r"Config\(\.\.\.\)\.hyper\(\)",
+            )
             for n in (1, count - 1, count + 1)
         ]
         OPTIONS += [
-            ({"ratio_mode": mode, name: value}, name, f"the default for ratio_mode='{mode}'", repr(value), "are MASPO's")
+            (
+                {"ratio_mode": mode, name: value},
+                name,
+                f"the default for ratio_mode='{mode}'",
+                repr(value),
+                "are MASPO's",
+            )
             for name, value in (("sigma_base", 2.0), ("clip_ratio_low", 0.3), ("gate_gradient", True))
         ]
 
@@ -297,7 +343,9 @@ def named(rows):
     return [pytest.param(*row, id=f"{row[1]}-{i}") for i, row in enumerate(rows)]
 
 
-@pytest.mark.parametrize("wrong, name, expected, got, remedy", named(NUMBERS + AGGREGATION + SHAPES + OPTIONS + DEVICES))
+@pytest.mark.parametrize(
+    "wrong, name, expected, got, remedy", named(NUMBERS + AGGREGATION + SHAPES + OPTIONS + DEVICES)
+)
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_wrong_value(requires_grad, wrong, name, expected, got, remedy):
     batch = random_batch(4, 6, dtype=torch.float32)
@@ -395,9 +443,13 @@ def test_config_rejects_what_is_no_number(mode, name, value):
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"], ids=repr)
-@pytest.mark.parametrize("mode, name, remedy", [("maspo", "gate_gradient", "published"), ("bapo", "upper_first", "order of")])
+@pytest.mark.parametrize(
+    "mode, name, remedy", [("maspo", "gate_gradient", "published"), ("bapo", "upper_first", "order of")]
+)
 def test_config_rejects_a_flag_that_is_no_bool(mode, name, remedy, value):
-    with pytest.raises(TypeError, match=rf"maspo_ext: {name}: expected True or False, got {value!r}\. False is the {remedy}"):
+    with pytest.raises(
+        TypeError, match=rf"maspo_ext: {name}: expected True or False, got {value!r}\. False is the {remedy}"
+    ):
         DEFAULT_METHODS[mode].with_(**{name: value})
 
 
@@ -445,7 +497,12 @@ FRONT_ERRORS = [
         )
         for mode, expected, other, got in (
             ("maspo", "MaspoConfig", "ppo", "PpoConfig"),
-            ("ppo", "PpoConfig", "clip_higher", "ClipHigherConfig"),  # a subclass has other defaults and may be another method
+            (
+                "ppo",
+                "PpoConfig",
+                "clip_higher",
+                "ClipHigherConfig",
+            ),  # a subclass has other defaults and may be another method
             ("grpo", "PpoConfig", "entropy_adv", "EntropyAdvConfig"),
             ("clip_higher", "ClipHigherConfig", "ppo", "PpoConfig"),
             ("dac", "DacConfig", "sapo", "SapoConfig"),
@@ -454,9 +511,17 @@ FRONT_ERRORS = [
             ("sapo", "SapoConfig", "maspo", "MaspoConfig"),
         )
     ),
-    ({"ratio_mode": "dac", "clip_ratio_low": 0.2}, TypeError, r"policy_loss: expected keywords of DacConfig .*, got clip_ratio_low"),
+    (
+        {"ratio_mode": "dac", "clip_ratio_low": 0.2},
+        TypeError,
+        r"policy_loss: expected keywords of DacConfig .*, got clip_ratio_low",
+    ),
     ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"policy_loss: expected keywords of PpoConfig .*, got alpha"),
-    ({"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2}, TypeError, "policy_loss: expected clip_ratio_low once"),
+    (
+        {"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2},
+        TypeError,
+        "policy_loss: expected clip_ratio_low once",
+    ),
     (
         {"ratio_mode": "sapo", "config": maspo_ext.SapoConfig(), "tau_pos": 0.3},
         TypeError,
@@ -478,7 +543,7 @@ THRESHOLDS = [
     ((0.5, 2), None),
     ([0.5, 2.0], None),
     ("0.5_2", None),
-    ("0.5-2", "a number, a pair (lower, upper), or \"lower_upper\""),
+    ("0.5-2", 'a number, a pair (lower, upper), or "lower_upper"'),
     ("", "a number, a pair"),
     ("0.5_1_2", "a number, a pair"),
     ((), "a number, a pair"),
@@ -505,7 +570,9 @@ def test_rollout_is_threshold(threshold, expected):
         message = r"maspo_ext: rollout_is_upper: expected >= rollout_is_lower = 2\.0, got 0\.5\. "
     else:
         maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
-        message = r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_\w+ = .*, got None\. Pass the weights"
+        message = (
+            r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_\w+ = .*, got None\. Pass the weights"
+        )
         del batch["rollout_is_weights"]
     with pytest.raises(ValueError, match=message):
         maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
@@ -513,7 +580,9 @@ def test_rollout_is_threshold(threshold, expected):
 
 @pytest.mark.parametrize("threshold", [True, {"upper": 2.0}, (None, 2.0), ("0.5", "2")], ids=repr)
 def test_rollout_is_threshold_of_another_type(threshold):
-    with pytest.raises(TypeError, match="maspo_ext: rollout_is_threshold: expected a number, > 0.*, got .*One number truncates"):
+    with pytest.raises(
+        TypeError, match="maspo_ext: rollout_is_threshold: expected a number, > 0.*, got .*One number truncates"
+    ):
         maspo_ext.policy_loss(**random_batch(4, 6), rollout_is_threshold=threshold)
 
 
@@ -523,7 +592,9 @@ def test_only_bapo_reduces_sums(mode):
         raise AssertionError
 
     batch = random_batch(4, 6, entropy=True)
-    with pytest.raises(ValueError, match=r"all_reduce_sums: expected None for \w+Config, got .*\. Only bapo has sums: drop it"):
+    with pytest.raises(
+        ValueError, match=r"all_reduce_sums: expected None for \w+Config, got .*\. Only bapo has sums: drop it"
+    ):
         maspo_ext.policy_loss(**batch, ratio_mode=mode, all_reduce_sums=never)
 
 
@@ -538,7 +609,9 @@ def test_tensors_are_checked_before_the_sums_are_taken():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}, {"hyper": "0.3"}, {"kl_type": 3}], ids=repr
+    "wrong",
+    [{"log_prob": [[0.0]]}, {"alpha": "0.3"}, {"dp_size": 1.5}, {"sigma_bse": 1.0}, {"hyper": "0.3"}, {"kl_type": 3}],
+    ids=repr,
 )
 def test_wrong_python_types_are_refused_by_the_schema_and_name_the_argument(wrong):
     with pytest.raises((RuntimeError, TypeError), match=next(iter(wrong))):
@@ -618,7 +691,11 @@ def test_bapo_ops_check_what_they_get():
             torch.ops.maspo.bapo_sums(**batch, lower=lower, upper=upper)
         with pytest.raises(RuntimeError, match="takes 1 to 128 candidates"):
             torch.ops.maspo.bapo_bounds(torch.ones(2).double(), lower=lower, upper=upper, **search)
-    for name, value in (("entropy", ones(4, 5).double()), ("advantages", ones(3).double()), ("log_prob", ones(24).double())):
+    for name, value in (
+        ("entropy", ones(4, 5).double()),
+        ("advantages", ones(3).double()),
+        ("log_prob", ones(24).double()),
+    ):
         with pytest.raises(RuntimeError, match=name):
             torch.ops.maspo.bapo_sums(**{**batch, name: value}, lower=[0.8], upper=[1.2])
     for sums in (torch.ones(2), torch.ones(3).double(), torch.ones(1, 2).double(), torch.ones(4).double()[::2]):

@@ -13,7 +13,6 @@ import maspo_ext
 from .cases import (
     AGG_MODES,
     DEFAULT_METHODS,
-    GLOBAL_COUNTS,
     OPTIONS,
     OTHER_HYPER,
     OTHER_METHODS,
@@ -109,7 +108,10 @@ def test_config_defaults_are_the_published_ones(method):
     if method.mode == "maspo":
         assert config.op_keywords() == DEFAULTS["maspo"]
     else:
-        assert config.op_keywords(method.mode) == {"ratio_mode": method.mode, "hyper": list(DEFAULTS[method.mode].values())}
+        assert config.op_keywords(method.mode) == {
+            "ratio_mode": method.mode,
+            "hyper": list(DEFAULTS[method.mode].values()),
+        }
 
 
 @every_mode
@@ -182,7 +184,10 @@ def front_and_keywords(form, method, loss_agg_mode):
     """One way to call a method, and what to give with the call."""
     config, fields = method.config, dataclasses.asdict(method.config)
     return {
-        "config": (maspo_ext.policy_loss, {"ratio_mode": method.mode, "config": config, "loss_agg_mode": loss_agg_mode}),
+        "config": (
+            maspo_ext.policy_loss,
+            {"ratio_mode": method.mode, "config": config, "loss_agg_mode": loss_agg_mode},
+        ),
         "keywords": (maspo_ext.policy_loss, {"ratio_mode": method.mode, "loss_agg_mode": loss_agg_mode, **fields}),
         "module of a config": (maspo_ext.PolicyLoss(method.mode, config, loss_agg_mode), {}),
         "module of keywords": (maspo_ext.PolicyLoss(method.mode, loss_agg_mode=loss_agg_mode, **fields), {}),
@@ -202,7 +207,9 @@ def test_fronts_hand_everything_to_the_op(method, counts, form, device):
         (method.full_batch(5, 9, device=device), OPTIONS, OPTIONS_OF_FRONTS),
     ):
         expected = run(batch, loss_agg_mode="seq-mean-token-sum", **method.keywords, **method.takes(options), **counts)
-        assert_same_bits(run(batch, through_policy_loss(front), **keywords, **method.takes(of_front), **counts), expected)
+        assert_same_bits(
+            run(batch, through_policy_loss(front), **keywords, **method.takes(of_front), **counts), expected
+        )
 
 
 def test_fronts_without_a_mode_are_maspo(device):

@@ -39,7 +39,10 @@ def kernel(case, batch):
 
 def twin(case, batch):
     if case.rejected:
-        hyper = {{"clip_low": "clip_ratio_low", "clip_high": "clip_ratio_high", "clip_c": "clip_ratio_c"}.get(k, k): v for k, v in case.hyper.items()}
+        hyper = {
+            {"clip_low": "clip_ratio_low", "clip_high": "clip_ratio_high", "clip_c": "clip_ratio_c"}.get(k, k): v
+            for k, v in case.hyper.items()
+        }
     else:
         hyper = case.config().op_keywords(case.ratio_mode)
     return run(batch, reference, **hyper, **case.aggregation)
@@ -53,7 +56,16 @@ IMPLEMENTATIONS = {
 
 def test_all_cases_are_here():
     modes = Counter(case.meta["mode"] for case in CASES.values())
-    assert modes == {"maspo": 64, "ppo": 25, "ppo_fork": 4, "clip_higher": 6, "dac": 18, "bapo": 21, "entropy_adv": 6, "sapo": 11}
+    assert modes == {
+        "maspo": 64,
+        "ppo": 25,
+        "ppo_fork": 4,
+        "clip_higher": 6,
+        "dac": 18,
+        "bapo": 21,
+        "entropy_adv": 6,
+        "sapo": 11,
+    }
     assert sum(name.startswith("hazard_") for name in NAMES) == sum(case.is_hazard for case in CASES.values()) == 22
     assert len(REJECTED) == 4
 

@@ -101,7 +101,9 @@ def test_every_method_passes_gradcheck(method, loss_agg_mode, options, device):
     batch = smooth_batch(device, entropy=bool(options) or method.mode == "entropy_adv", ref_log_prob=bool(options))
 
     def loss(log_prob):
-        return op(**{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, **method.keywords, **method.takes(options))[0]
+        return op(
+            **{**batch, "log_prob": log_prob}, loss_agg_mode=loss_agg_mode, **method.keywords, **method.takes(options)
+        )[0]
 
     assert torch.autograd.gradcheck(loss, (batch["log_prob"].requires_grad_(),), fast_mode=False)
 

@@ -103,13 +103,21 @@ def test_strides_change_no_bit_of_any_method(method, dtype, device):
     expected = run(batch, **method.keywords, **method.takes(OPTIONS))
     for name in ALL_TENSORS:
         for layout in LAYOUTS:
-            assert_same_bits(run({**batch, name: layout(batch[name])}, **method.keywords, **method.takes(OPTIONS)), expected)
+            assert_same_bits(
+                run({**batch, name: layout(batch[name])}, **method.keywords, **method.takes(OPTIONS)), expected
+            )
 
 
 @every_mode
 def test_mixed_dtypes_of_every_method(method, device):
     batch = method.full_batch(5, 300, dtype=torch.bfloat16, device=device)
-    mixed = dict(zip(ALL_TENSORS[1:], [torch.float32, torch.float16, torch.int8, torch.float64, torch.float32, torch.float16], strict=True))
+    mixed = dict(
+        zip(
+            ALL_TENSORS[1:],
+            [torch.float32, torch.float16, torch.int8, torch.float64, torch.float32, torch.float16],
+            strict=True,
+        )
+    )
     batch = {name: value.to(mixed.get(name, value.dtype)) for name, value in batch.items()}
     assert_same_in_half(batch, **method.keywords, **method.takes(OPTIONS))
 
@@ -121,7 +129,9 @@ def test_one_value_per_row_with_every_method(method, shape, device):
     first = {name: batch[name][:, :1] for name in ("advantages", "rollout_is_weights")}
     keywords = {**method.keywords, **method.takes(OPTIONS)}
     expected = run({**batch, **{name: value.repeat(1, 300) for name, value in first.items()}}, **keywords)
-    assert_same_bits(run({**batch, **{name: value.reshape(shape) for name, value in first.items()}}, **keywords), expected)
+    assert_same_bits(
+        run({**batch, **{name: value.reshape(shape) for name, value in first.items()}}, **keywords), expected
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)], ids=str)
@@ -129,7 +139,9 @@ def test_one_value_per_row_with_every_method(method, shape, device):
 def test_empty_shapes_of_every_method(method, shape, device):
     result = run(method.full_batch(*shape, device=device), **method.keywords, **method.takes(OPTIONS))
     assert float(result.loss) == 0.0 and result.grad.shape == shape
-    assert not result.stats.isnan().any() and float(result.stats.abs().sum()) == (torch.inf if method.mode == "bapo" else 0.0)
+    assert not result.stats.isnan().any() and float(result.stats.abs().sum()) == (
+        torch.inf if method.mode == "bapo" else 0.0
+    )
 
 
 @pytest.mark.parametrize(

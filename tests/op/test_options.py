@@ -184,7 +184,9 @@ def test_kl_term_is_verls_without_the_rollout_weights(method, kl_type, threshold
     (slope,) = torch.autograd.grad(0.3 * rows.sum() / 6, log_prob)
     torch.testing.assert_close(result.loss - without.loss, (0.3 * rows.sum() / 6).detach(), rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(result.grad - without.grad, slope, rtol=1e-11, atol=1e-15)
-    assert stat(result, "ref_kl", ref_kl=True) == pytest.approx(float((kl.detach() * mask).sum() / mask.sum()), rel=1e-12)
+    assert stat(result, "ref_kl", ref_kl=True) == pytest.approx(
+        float((kl.detach() * mask).sum() / mask.sum()), rel=1e-12
+    )
     assert torch.equal(result.stats[:14], without.stats[:14])
 
 
@@ -220,7 +222,12 @@ KL_TOKENS = [
 @pytest.mark.parametrize("difference, kl_type, value, slope", KL_TOKENS)
 def test_kl_of_one_token_by_hand(difference, kl_type, value, slope, dtype, rel, function, device):
     one = torch.ones(1, 1, dtype=dtype, device=device)
-    batch = {"log_prob": difference * one, "old_log_prob": difference * one, "advantages": 0 * one, "response_mask": one}
+    batch = {
+        "log_prob": difference * one,
+        "old_log_prob": difference * one,
+        "advantages": 0 * one,
+        "response_mask": one,
+    }
     batch |= {"ref_log_prob": 0 * one, "rollout_is_weights": 7 * one}
     result = run(batch, function, kl_type=kl_type, kl_coef=0.5)
     assert float(result.loss) == pytest.approx(0.5 * value, rel=rel)
@@ -275,7 +282,9 @@ def test_bounded_weights(method, per_row, rule, device):
         assert torch.equal(result.stats[:NONFINITE_COUNT], expected.stats[:NONFINITE_COUNT])
 
 
-@pytest.mark.parametrize("bounds", [{"rollout_is_upper": 1.2}, {"rollout_is_lower": 0.7, "rollout_is_upper": 1.2}], ids=str)
+@pytest.mark.parametrize(
+    "bounds", [{"rollout_is_upper": 1.2}, {"rollout_is_lower": 0.7, "rollout_is_upper": 1.2}], ids=str
+)
 @every_mode
 def test_a_nan_weight_is_not_bounded_away(method, bounds, device):
     batch = method.batch(7, 40, device=device)
@@ -284,7 +293,9 @@ def test_a_nan_weight_is_not_bounded_away(method, bounds, device):
     result = run(batch, **method.keywords, **bounds)
     assert result.loss.isnan() and result.grad[2, 3].isnan() and int(result.grad.isnan().sum()) == 1
     assert float(result.stats[NONFINITE_COUNT]) == 1
-    assert stat(result, "rollout_is_outside_frac", rollout_is=True) <= stat(clean, "rollout_is_outside_frac", rollout_is=True)
+    assert stat(result, "rollout_is_outside_frac", rollout_is=True) <= stat(
+        clean, "rollout_is_outside_frac", rollout_is=True
+    )
 
 
 def test_bounds_without_a_weight_outside_change_nothing(device):

@@ -91,14 +91,20 @@ def test_aggregation_and_dtypes(method, dtype, loss_agg_mode, counts, device):
 
 @pytest.mark.parametrize("mask_dtype", [torch.int8, torch.int64, torch.float32, torch.float16], ids=str)
 def test_mask_dtypes(mask_dtype, device):
-    Packed(DEFAULT_METHODS["maspo"], LENGTHS["around a run"], device, mask_dtype=mask_dtype, dtype=torch.float32).assert_same()
+    Packed(
+        DEFAULT_METHODS["maspo"], LENGTHS["around a run"], device, mask_dtype=mask_dtype, dtype=torch.float32
+    ).assert_same()
 
 
 @every_mode
 def test_int32_cu_seqlens(method, device):
     packed = Packed(method, LENGTHS["around a run"], device)
     expected = packed.assert_same(**method.keywords)
-    for cu_seqlens in (packed.cu_seqlens.int(), packed.cu_seqlens.repeat_interleave(2)[::2], packed.cu_seqlens.int().repeat_interleave(3)[::3]):
+    for cu_seqlens in (
+        packed.cu_seqlens.int(),
+        packed.cu_seqlens.repeat_interleave(2)[::2],
+        packed.cu_seqlens.int().repeat_interleave(3)[::3],
+    ):
         result = run(packed.batch, **method.keywords, cu_seqlens=cu_seqlens, max_seqlen=packed.width)
         assert_same_bits(result, expected)
 
@@ -115,7 +121,9 @@ def test_no_sequence(method, dtype, device):
             assert not result.stats.any()
 
 
-@pytest.mark.parametrize("names", [["advantages"], ["rollout_is_weights"], ["advantages", "rollout_is_weights"]], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [["advantages"], ["rollout_is_weights"], ["advantages", "rollout_is_weights"]], ids="+".join
+)
 @pytest.mark.parametrize("lengths", ["a few", "one", "around a piece", "of one length"])
 @every_mode
 def test_one_value_per_sequence(method, lengths, names, device):
@@ -165,7 +173,13 @@ def test_a_longer_max_seqlen_is_more_padding(method, device):
     for max_seqlen in (18, 255, 5000):
         result = run(packed.batch, **method.keywords, cu_seqlens=packed.cu_seqlens, max_seqlen=max_seqlen)
         torch.testing.assert_close(result, expected, rtol=1e-14, atol=1e-16)
-        wider = run(packed.batch, **method.keywords, cu_seqlens=packed.cu_seqlens, max_seqlen=max_seqlen, loss_agg_mode="seq-mean-token-sum-norm")
+        wider = run(
+            packed.batch,
+            **method.keywords,
+            cu_seqlens=packed.cu_seqlens,
+            max_seqlen=max_seqlen,
+            loss_agg_mode="seq-mean-token-sum-norm",
+        )
         rows = int(packed.padded["response_mask"].any(-1).sum())
         total = run(packed.batch, **method.keywords, **packed.keywords, loss_agg_mode="token-sum")
         torch.testing.assert_close(wider.grad, total.grad / rows / max_seqlen, rtol=1e-14, atol=0)
@@ -179,7 +193,9 @@ def test_masked_garbage_changes_no_bit(method, device):
     clean = run(packed.batch, **keywords)
     assert masked.any() and clean.grad.any()
     for garbage in (torch.nan, torch.inf, -1e38):
-        dirty = {name: torch.where(masked, garbage, value) for name, value in packed.batch.items() if name != "response_mask"}
+        dirty = {
+            name: torch.where(masked, garbage, value) for name, value in packed.batch.items() if name != "response_mask"
+        }
         assert_same_bits(run(packed.batch | dirty, **keywords), clean)
 
 
@@ -190,7 +206,9 @@ def test_through_the_fronts(method, front, device):
     module = maspo_ext.PolicyLoss(method.mode)
 
     def function(**arguments):
-        output = module(**arguments) if front == "PolicyLoss" else maspo_ext.policy_loss(**arguments, ratio_mode=method.mode)
+        output = (
+            module(**arguments) if front == "PolicyLoss" else maspo_ext.policy_loss(**arguments, ratio_mode=method.mode)
+        )
         return output.loss, output.stats.tensor
 
     packed.assert_same(function)
