@@ -20,7 +20,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables:"
-	@echo "  RATIO_MODE=maspo|ppo   the loss that make train uses (now: $(RATIO_MODE))"
+	@echo "  RATIO_MODE=MODE        the loss that make train uses: ppo (verl's own), maspo, grpo, clip_higher, dac, bapo, sapo,"
+	@echo "                         entropy_adv (with ARGS=actor_rollout_ref.actor.calculate_entropy=True) (now: $(RATIO_MODE))"
 	@echo "  ARGS='key=value ...'   further verl overrides for make train"
 	@echo "  PYTEST_ARGS='...'      make test runs pytest once, with these arguments"
 	@echo "  MASPO_CUDA=auto|0|1    build the CUDA code: if there is an nvcc, never, always (now: $(MASPO_CUDA))"
@@ -51,6 +52,10 @@ wheel: $(VENV)/installed ## build dist/maspo_ext-*.whl: one wheel for Python 3.1
 test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another torch (gigabytes where the index serves CUDA builds) and run the op's tests
 	$(WHEEL_VENV)/bin/python $(PIP) install --quiet --no-deps --force-reinstall dist/maspo_ext-*.whl
 	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op
+
+.PHONY: gpu
+gpu: ## on a machine with a GPU, offline: tests, sanitizers and benchmarks on it, into benchmarks/results
+	$(PYTHON) benchmarks/gpu.py
 
 .PHONY: clean
 clean: ## remove what builds made; the environments stay (distclean removes them too)

@@ -3,7 +3,7 @@
 #
 #   bash examples/maspo_trainer/run_tiny_cpu.sh [verl overrides]
 #
-#   RATIO_MODE  maspo (default), or ppo for verl's own loss
+#   RATIO_MODE  maspo (default), another method of the README's table, or ppo for verl's own loss
 #   PYTHON      the interpreter (default: python3)
 #   OUT         where everything goes (default: outputs/train)
 #   SEED        seed of the warm start and of the training (default: 0)

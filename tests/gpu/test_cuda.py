@@ -1,0 +1,140 @@
+"""What only a GPU can show: streams, graphs, no waiting, launches, memory. Run by `make gpu`."""
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import maspo_ext
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+every_mode = pytest.mark.parametrize("ratio_mode", maspo_ext.RATIO_MODES)
+
+
+def make_batch(rows=33, cols=1025, device="cuda", seed=0, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(seed)
+    old = -3 * torch.rand(rows, cols, generator=draw)
+    batch = {
+        "log_prob": old + 0.5 * torch.randn(rows, cols, generator=draw),
+        "old_log_prob": old,
+        "advantages": 2 * torch.randn(rows, cols, generator=draw),
+        "entropy": torch.rand(rows, cols, generator=draw),
+    }
+    batch = {name: value.to(dtype).to(device) for name, value in batch.items()}
+    batch["response_mask"] = (torch.rand(rows, cols, generator=draw) < 0.8).to(device)
+    return batch
+
+
+def step(batch, ratio_mode):
+    """Loss, gradient and statistics, all on the device."""
+    arguments = {name: value for name, value in batch.items() if name != "entropy" or ratio_mode == "entropy_adv"}
+    arguments["log_prob"] = arguments["log_prob"].detach().requires_grad_()
+    output = maspo_ext.policy_loss(**arguments, ratio_mode=ratio_mode)
+    (grad,) = torch.autograd.grad(output.loss, arguments["log_prob"])
+    return output.loss.detach(), grad, output.stats.tensor
+
+
+def assert_same(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.cpu(), e.cpu())
+
+
+@every_mode
+def test_nothing_waits_for_the_device(ratio_mode):
+    batch = make_batch()
+    step(batch, ratio_mode)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch, ratio_mode)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@every_mode
+def test_a_graph_is_captured_and_replayed_on_other_numbers(ratio_mode):
+    batch, other = make_batch(), make_batch(seed=1)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step(batch, ratio_mode)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(batch, ratio_mode)
+    for numbers in (other, make_batch(seed=2), other):
+        for name, value in batch.items():
+            value.copy_(numbers[name])
+        graph.replay()
+        assert_same(captured, step(numbers, ratio_mode))
+
+
+@every_mode
+def test_on_a_side_stream_behind_work_that_is_late(ratio_mode):
+    batch = make_batch()
+    expected = step(batch, ratio_mode)
+    late = {name: torch.zeros_like(value) for name, value in batch.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        for name, value in late.items():
+            value.copy_(batch[name])
+        result = step(late, ratio_mode)
+        torch.cuda.current_stream().synchronize()
+    assert_same(result, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_the_second_device_while_the_first_is_current():
+    expected = step(make_batch(), "maspo")
+    with torch.cuda.device(0):
+        result = step(make_batch(device="cuda:1"), "maspo")
+    assert result[0].device.index == 1
+    assert_same(result, expected)
+
+
+@every_mode
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_twenty_runs_have_the_same_bits(dtype, ratio_mode):
+    batch = make_batch(512, 4097, dtype=dtype)
+    first = step(batch, ratio_mode)
+    for _ in range(19):
+        assert_same(step(batch, ratio_mode), first)
+
+
+@every_mode
+def test_launches(ratio_mode):
+    """One forward and one backward; BAPO's search takes three more. No memset, no copy."""
+    batch = make_batch()
+    step(batch, ratio_mode)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+        step(batch, ratio_mode)
+        torch.cuda.synchronize()
+    names = [event.name for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    ours = [name for name in names if "maspo::" in name]
+    assert len(ours) == (5 if ratio_mode == "bapo" else 2), names
+    # torch's own: the gradient 1 of the loss
+    assert len(names) - len(ours) <= 1 and not [name for name in names if "Memset" in name or "Memcpy" in name], names
+
+
+def test_memory_is_the_saved_gradient_and_the_result():
+    batch = make_batch(1024, 4096)
+    arguments = {name: value for name, value in batch.items() if name != "entropy"}
+    arguments["log_prob"].requires_grad_()
+    size = batch["log_prob"].numel() * 4
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    maspo_ext.policy_loss(**arguments).loss.backward()
+    torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before <= 2.1 * size
+
+
+def test_a_wrong_cu_seqlens_gives_nan_and_touches_nothing():
+    batch = {name: value.reshape(-1) for name, value in make_batch(4, 100).items() if name != "entropy"}
+    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 400], [0, 300, 350, 400]):
+        cu_seqlens = torch.tensor(wrong, device="cuda")
+        output = maspo_ext.policy_loss(**batch, cu_seqlens=cu_seqlens, max_seqlen=200)
+        assert output.loss.isnan(), wrong
+    torch.cuda.synchronize()
