@@ -29,7 +29,10 @@ def install_command() -> list[str]:
 def sanitizer_commands() -> dict[str, list[str]]:
     script = [PYTHON, "tests/gpu/sanitized.py"]
     tools = ("memcheck", "racecheck", "initcheck", "synccheck")
-    return {f"compute-sanitizer {tool}": ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *script] for tool in tools}
+    return {
+        f"compute-sanitizer {tool}": ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *script]
+        for tool in tools
+    }
 
 
 def commands(result: Path) -> dict[str, list[str]]:
@@ -55,7 +58,9 @@ def run(name: str, command: list[str]) -> dict:
     # Each allocation from the driver, so that initcheck and memcheck see the bounds of each tensor.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if command[0] == "compute-sanitizer" else {}
     try:
-        completed = subprocess.run(command, cwd=ROOT, env=os.environ | uncached, timeout=LIMIT, capture_output=True, text=True)
+        completed = subprocess.run(
+            command, cwd=ROOT, env=os.environ | uncached, timeout=LIMIT, capture_output=True, text=True
+        )
         output, ok = completed.stdout + completed.stderr, completed.returncode == 0
     except subprocess.TimeoutExpired as expired:
         output, ok = f"{expired.stdout or ''}\nstopped after {LIMIT} s", False
@@ -97,7 +102,9 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("maspo_ext: make gpu: expected a CUDA device and a CUDA build of torch, got none. Without one, run make test.")
+        sys.exit(
+            "maspo_ext: make gpu: expected a CUDA device and a CUDA build of torch, got none. Without one, run make test."
+        )
     name = torch.cuda.get_device_name().replace(" ", "_")
     stem = f"{name}-torch{torch.__version__}-{commit()}"
     RESULTS.mkdir(exist_ok=True)

@@ -39,7 +39,11 @@ def copy_bandwidth(flush) -> float:
 
 def make_batch(rows, cols, dtype, masked):
     old = -3 * torch.rand(rows, cols, device="cuda")
-    batch = [(old + 0.3 * torch.randn_like(old)).to(dtype), old.to(dtype), torch.randn(rows, cols, device="cuda").to(dtype)]
+    batch = [
+        (old + 0.3 * torch.randn_like(old)).to(dtype),
+        old.to(dtype),
+        torch.randn(rows, cols, device="cuda").to(dtype),
+    ]
     batch[0].requires_grad_()
     return [*batch, torch.rand(rows, cols, device="cuda") >= masked]
 
@@ -57,7 +61,11 @@ def measure(rows, cols, dtype, masked, compiled, flush, bandwidth) -> dict:
         torch.autograd.grad(loss, batch[0])
 
     candidates = {
-        **{f"maspo_ext {mode}": (lambda mode=mode: backward(maspo_ext.policy_loss(*batch, ratio_mode=mode).loss)) for mode in maspo_ext.RATIO_MODES if mode != "entropy_adv"},
+        **{
+            f"maspo_ext {mode}": (lambda mode=mode: backward(maspo_ext.policy_loss(*batch, ratio_mode=mode).loss))
+            for mode in maspo_ext.RATIO_MODES
+            if mode != "entropy_adv"
+        },
         "eager torch": lambda: backward(eager_maspo(*batch)[0]),
         "torch.compile": lambda: backward(compiled(*batch)[0]),
     }

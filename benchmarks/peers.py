@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def eager_maspo(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
+def eager_maspo(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, response_mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """MASPO with the published defaults and a mean over all tokens; also the official statistics, which it computes, too."""
     log_ratio = torch.clamp(log_prob - old_log_prob, -20.0, 20.0)
     ratio = log_ratio.exp()

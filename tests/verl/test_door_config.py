@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import re
+from pathlib import Path
 from dataclasses import fields
 
 import pytest
@@ -13,7 +15,7 @@ from verl.workers.config import ActorConfig
 
 from maspo_ext.integrations.verl import PolicyLossConfig, RatioClipConfig
 from maspo_ext.integrations.verl.ratio_clip import VERL_CLIP, VERL_LOSS_AGG_MODE
-from maspo_ext.integrations.verl.ratio_modes import FUSED, registry_name
+from maspo_ext.integrations.verl.ratio_modes import FUSED, ratio_mode_of, registry_name
 
 ACTOR = "actor_rollout_ref.actor"
 POLICY_LOSS = f"{ACTOR}.policy_loss"
@@ -250,3 +252,27 @@ def test_driver_refuses(override, prefix):
         driver([*RUNNABLE, f"{prefix}{RATIO_CLIP}.{override}"])
     key = override.partition("=")[0]
     assert f"maspo_ext: {RATIO_CLIP}.{key}: expected" in str(caught.value)
+
+
+# ---- the README's table of command lines
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+ROWS = {"GRPO": "grpo", "Clip Higher": "clip_higher", "DAC": "dac", "Entropy Adv.": "entropy_adv"}
+ROWS |= {"BAPO": "bapo", "SAPO": "sapo", "MASPO": "maspo"}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_command_line_of_the_readme(row):
+    (line,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", README.read_text(), re.MULTILINE)
+    (overrides,) = re.findall(rf"`([^`]*{RATIO_CLIP}[^`]*)`", line)
+    actor = driver([*RUNNABLE, "algorithm.adv_estimator=grpo", *overrides.split()])
+    assert actor.policy_loss.ratio_clip.ratio_mode == ROWS[row]
+    assert ratio_mode_of(actor.policy_loss.loss_mode) == ROWS[row]
+
+
+def test_every_key_is_in_the_readme():
+    text = README.read_text()
+    # A row may name several keys that share their beginning: `bapo_ratio_lower_start`, `_max`; or "...".
+    for key in RatioClipConfig.__dataclass_fields__:
+        end = key.rpartition("_")[2]
+        assert key in text or f"_{end}`" in text or re.search(rf"`{key.rpartition('_')[0]}_start`, \.\.\.", text), key
