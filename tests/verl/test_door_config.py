@@ -3,8 +3,8 @@
 import logging
 import pickle
 import re
-from pathlib import Path
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import verl  # noqa: F401  loads the plugin
