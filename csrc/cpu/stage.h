@@ -63,7 +63,7 @@ inline double sum_over_lanes(V v) {
   return total;
 }
 
-// Calls row(span) for every row of the unit and run(span, col, count) for every run of it, then end(span).
+// For every row of the unit: begin(span), run(span, col, count) for every run of tokens, end(piece).
 template <class Begin, class OfRun, class End>
 inline void for_each_run(const Batch& batch, const Tiling& tiling, int64_t unit, Begin begin, OfRun run, End end) {
   const int64_t pieces = tiling.pieces_per_row, rows = rows_per_unit(batch.cols);
