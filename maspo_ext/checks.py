@@ -305,4 +305,7 @@ def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tupl
         raise ValueError(_message(what, expected, repr(threshold), remedy))
     for part in parts:
         check_positive(what, part, remedy)
-    return (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    if len(parts) == 1:
+        return None, parts[0]
+    check_at_least(what, parts[1], "its lower bound", parts[0], remedy)
+    return parts[0], parts[1]

@@ -567,7 +567,7 @@ def test_rollout_is_threshold(threshold, expected):
         remedy = re.escape("One number truncates (TIS), two mask what lies outside (IcePop).")
         message = f"maspo_ext: rollout_is_threshold: expected {re.escape(expected)}.*, got .*\\. {remedy}$"
     elif threshold == (2.0, 0.5):
-        message = r"maspo_ext: rollout_is_upper: expected >= rollout_is_lower = 2\.0, got 0\.5\. "
+        message = r"maspo_ext: rollout_is_threshold: expected >= its lower bound = 2\.0, got 0\.5\. "
     else:
         maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
         message = (
