@@ -53,6 +53,10 @@ test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another t
 	$(WHEEL_VENV)/bin/python $(PIP) install --quiet --no-deps --force-reinstall dist/maspo_ext-*.whl
 	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op
 
+.PHONY: bench
+bench: $(VENV)/built ## time of the loss beside its peers on this CPU, into benchmarks/results
+	$(VENV)/bin/python benchmarks/loss.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU, offline: tests, sanitizers and benchmarks on it, into benchmarks/results
 	$(PYTHON) benchmarks/gpu.py

@@ -1,11 +1,12 @@
 """Everything that needs a GPU, in one command: `make gpu`. Offline, on what the machine has: torch, pytest, matplotlib, the CUDA toolkit.
 
 Installs the wheel in dist/ (or builds one), runs the op's tests on the GPU, compute-sanitizer on a small set, and the benchmark;
-writes benchmarks/results/<gpu>-torch<version>-<commit>.json and .png; ends with a table, and exits 1 if anything failed.
+writes benchmarks/results/<gpu>-torch<version>-<commit>.json, .csv and .png; ends with a table, and exits 1 if anything failed.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def commands(result: Path) -> dict[str, list[str]]:
         "install": install_command(),
         "tests on the GPU": [*pytest, "tests/gpu", "tests/op", *cupy],
         **sanitizer_commands(),
-        "benchmark": [PYTHON, "benchmarks/loss_cuda.py", str(result)],
+        "benchmark": [PYTHON, "benchmarks/loss.py", "--device", "cuda", "--out", str(result.with_suffix(".csv"))],
     }
 
 
@@ -75,29 +76,6 @@ def commit() -> str:
     return completed.stdout.strip() or os.environ.get("MASPO_COMMIT", "unknown")
 
 
-def plot(result: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    cases = result["cases"]
-    labels = [f"{case['rows']}x{case['cols']}\n{case['dtype']}" for case in cases]
-    figure, axes = plt.subplots(2, 1, figsize=(11, 8), sharex=True)
-    for name in ("maspo_ext maspo", "torch.compile", "eager torch"):
-        axes[0].plot(labels, [case["seconds"][name] * 1e6 for case in cases], "o-", label=name)
-    axes[0].plot(labels, [case["floor_seconds"] * 1e6 for case in cases], "k--", label="bytes / copy bandwidth")
-    axes[0].set(yscale="log", ylabel="forward + backward, us", title=f"{result['gpu']}, torch {result['torch']}")
-    axes[0].legend()
-    axes[1].plot(labels, [case["eager_over_ours"] for case in cases], "o-", label="eager torch / maspo_ext")
-    axes[1].plot(labels, [case["compile_over_ours"] for case in cases], "o-", label="torch.compile / maspo_ext")
-    axes[1].plot(labels, [case["share_of_floor"] for case in cases], "k--", label="share of the floor")
-    axes[1].set(yscale="log", ylabel="times")
-    axes[1].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 def main() -> int:
     import torch
 
@@ -114,11 +92,10 @@ def main() -> int:
         steps.append(run(step, command))
         if step == "install" and not steps[-1]["ok"]:
             break
-    result = json.loads(result_path.read_text()) if result_path.exists() else {"gpu": name, "torch": torch.__version__}
-    result |= {"commit": commit(), "steps": steps}
+    figures = result_path.with_suffix(".csv")
+    cases = list(csv.DictReader(figures.open())) if figures.exists() else []
+    result = {"gpu": name, "torch": torch.__version__, "commit": commit(), "steps": steps, "cases": cases}
     result_path.write_text(json.dumps(result, indent=1))
-    if "cases" in result:
-        plot(result, RESULTS / f"{stem}.png")
     print()
     for step in steps:
         print(f"{'ok    ' if step['ok'] else 'FAILED'} {step['seconds']:7.1f} s  {step['step']:28} {step['note']}")

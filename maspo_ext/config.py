@@ -6,6 +6,8 @@ from typing import Any
 
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 
+_DEFAULTS = {ratio_mode: config_class() for ratio_mode, config_class in RATIO_MODES.items()}
+
 
 def config_class_of(ratio_mode: Any) -> type[MethodConfig]:
     """The config class of a mode.
@@ -28,7 +30,7 @@ def config_for(ratio_mode: str, config: Any, hyper: dict[str, Any]) -> MethodCon
     """
     config_class = config_class_of(ratio_mode)
     if config is None:
-        return config_class(**_fields_of(config_class, hyper))
+        return config_class(**_fields_of(config_class, hyper)) if hyper else _DEFAULTS[ratio_mode]
     if hyper:
         raise TypeError(
             f"maspo_ext: policy_loss: expected either config or hyper-parameters as keywords, got both ({', '.join(sorted(hyper))}). "

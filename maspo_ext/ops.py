@@ -5,6 +5,7 @@ Schemas and defaults: ``csrc/torch/schemas.cpp``. Importing this module register
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -181,14 +182,22 @@ def _config(ratio_mode, named, hyper):
             raise ValueError(
                 f"maspo_ext: hyper: expected nothing for ratio_mode='maspo', got {list(hyper)}. Its hyper-parameters are the named arguments."
             )
-        return MaspoConfig(**named)
+        return _checked(MaspoConfig, tuple(named.values()))
     changed = [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]
     if changed:
         raise ValueError(
             f"maspo_ext: {', '.join(changed)}: expected the default for ratio_mode={ratio_mode!r}, got {named[changed[0]]!r}. "
             f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
         )
-    return config_class.from_hyper(hyper)
+    return _checked(config_class, tuple(hyper))
+
+
+@functools.lru_cache(maxsize=256)
+def _checked(config_class, values):
+    """The config of these values; a step's call repeats the one before, and the checks take longer than a small loss."""
+    if config_class is MaspoConfig:
+        return MaspoConfig(**dict(zip(_NAMED_DEFAULTS, values, strict=True)))
+    return config_class.from_hyper(values)
 
 
 def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):

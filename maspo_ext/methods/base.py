@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class MethodConfig:
         return {"ratio_mode": ratio_mode, "hyper": self.hyper()}
 
     @classmethod
-    def from_hyper(cls, hyper: list[float]) -> MethodConfig:
+    def from_hyper(cls, hyper: Sequence[float]) -> MethodConfig:
         """The config of such a list; an empty one has the defaults.
 
         Raises:
