@@ -33,6 +33,8 @@ struct Tiling {
   int64_t units;
 };
 
+MASPO_HD int64_t piece_count(const Batch& b, const Tiling& t) { return b.rows * t.pieces_per_row; }
+
 // What a piece adds to its row.
 struct RowSums {
   double tokens;

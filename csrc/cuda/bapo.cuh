@@ -3,7 +3,6 @@
 
 #include "core/entropy_adv.h"
 #include "cuda/load.cuh"
-#include "cuda/reduce.cuh"
 
 namespace maspo {
 
@@ -15,41 +14,35 @@ template <class S>
 __global__ void __launch_bounds__(kBlockThreads) bapo_sums_kernel(BapoParams p) {
   MASPO_SHARED(double, warp_totals, kWarpsPerBlock * kBapoChunk);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
   const int all = candidate_count(p.candidates), first_candidate = blockIdx.y * kBapoChunk;
   S sums[kBapoChunk] = {};
-  if (piece < p.batch.rows * p.tiling.pieces_per_row) {
-    const Span span =
-        piece_span(p.batch, p.tiling, piece / p.tiling.pieces_per_row, piece % p.tiling.pieces_per_row);
-    for (int64_t col = span.first + lane * kLane; col < span.last; col += kWarp * kLane) {
-      const int count = span.last - col < kLane ? static_cast<int>(span.last - col) : kLane;
-      const auto load = [&](const View& v, S(&out)[kLane]) {
-        if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
-      };
-      S mask[kLane] = {}, log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, entropy[kLane] = {};
-      load(p.response_mask, mask);
-      load(p.log_prob, log_prob);
-      load(p.old_log_prob, old_log_prob);
-      load(p.advantages, advantage);
-      load(p.entropy, entropy);
+  for_each_four(p.batch, p.tiling, piece_of_warp(), [&](const Span& span, int64_t col, int count) {
+    const auto load = [&](const View& v, S(&out)[kLane]) {
+      if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
+    };
+    S mask[kLane] = {}, log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, entropy[kLane] = {};
+    load(p.response_mask, mask);
+    load(p.log_prob, log_prob);
+    load(p.old_log_prob, old_log_prob);
+    load(p.advantages, advantage);
+    load(p.entropy, entropy);
 #pragma unroll
-      for (int i = 0; i < kLane; ++i) {
-        if (p.entropy.data != nullptr) {
-          advantage[i] += entropy_bonus(advantage[i], entropy[i], static_cast<S>(p.entropy_alpha),
-                                        static_cast<S>(p.entropy_kappa));
-        }
-        const BapoToken<S> token = bapo_token(mask[i], log_prob[i], old_log_prob[i], advantage[i]);
+    for (int i = 0; i < kLane; ++i) {
+      if (p.entropy.data != nullptr) {
+        advantage[i] += entropy_bonus(advantage[i], entropy[i], static_cast<S>(p.entropy_alpha),
+                                      static_cast<S>(p.entropy_kappa));
+      }
+      const BapoToken<S> token = bapo_token(mask[i], log_prob[i], old_log_prob[i], advantage[i]);
 #pragma unroll
-        for (int k = 0; k < kBapoChunk; ++k) {
-          const int candidate = first_candidate + k;
-          if (candidate < all) {
-            sums[k] += bapo_term(token, static_cast<S>(p.candidates.bound[candidate]),
-                                 candidate >= p.candidates.lower_count);
-          }
+      for (int k = 0; k < kBapoChunk; ++k) {
+        const int candidate = first_candidate + k;
+        if (candidate < all) {
+          sums[k] += bapo_term(token, static_cast<S>(p.candidates.bound[candidate]),
+                               candidate >= p.candidates.lower_count);
         }
       }
     }
-  }
+  });
 #pragma unroll
   for (int k = 0; k < kBapoChunk; ++k) {
     const double total = warp_sum(static_cast<double>(sums[k]));

@@ -62,24 +62,17 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<S>) forward_kern
   MASPO_SHARED(StatSums<double>, stat_scratch, kWarpsPerBlock);
   MASPO_SHARED(double, scratch, kWarpsPerBlock);
   MASPO_SHARED(bool, is_last, 1);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp;
+  const int64_t piece = piece_of_warp();
   const Hyper<S> h = hyper_of<Hyper, S>(p);
   const Options<S> o = options_as<S>(p.options);
   StatSums<S, Hyper<S>::kSums> sums = no_sums<S, Hyper<S>::kSums>();
   S loss = 0;
-  const bool exists = piece < p.batch.rows * p.tiling.pieces_per_row;
-  if (exists) {
-    const Span span =
-        piece_span(p.batch, p.tiling, piece / p.tiling.pieces_per_row, piece % p.tiling.pieces_per_row);
-    for (int64_t col = span.first + lane * kLane; col < span.last; col += kWarp * kLane) {
-      const int count = span.last - col < kLane ? static_cast<int>(span.last - col) : kLane;
-      forward_four(p, h, o, span, col, count, sums, loss);
-    }
-  }
+  for_each_four(p.batch, p.tiling, piece, [&](const Span& span, int64_t col, int count) {
+    forward_four(p, h, o, span, col, count, sums, loss);
+  });
   const double piece_loss = warp_sum(static_cast<double>(loss));
   const double piece_tokens = warp_sum(static_cast<double>(sums.sum[kTokens]));
-  if (exists && lane == 0) p.pieces[piece] = {piece_tokens, piece_loss};
+  if (threadIdx.x % kWarp == 0 && piece < piece_count(p.batch, p.tiling)) p.pieces[piece] = {piece_tokens, piece_loss};
   const StatSums<double> unit = block_sums(sums, stat_scratch);
   if (threadIdx.x == 0 && blockIdx.x < p.tiling.units) p.units[blockIdx.x] = unit;
   if (is_last_block(counter, is_last)) finish_forward<S>(p, scratch, stat_scratch);

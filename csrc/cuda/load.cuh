@@ -2,11 +2,21 @@
 #pragma once
 
 #include "core/half.h"
-#include "core/batch.h"
+#include "cuda/reduce.cuh"
 
 namespace maspo {
 
 constexpr int kLane = 4;  // tokens of a lane's step
+
+// Calls each(span, col, count) for this lane's steps through the piece of its warp; does nothing where there is no such piece.
+template <class Each>
+__device__ __forceinline__ void for_each_four(const Batch& b, const Tiling& t, int64_t piece, Each each) {
+  if (piece >= piece_count(b, t)) return;
+  const Span span = piece_span(b, t, piece / t.pieces_per_row, piece % t.pieces_per_row);
+  for (int64_t col = span.first + threadIdx.x % kWarp * kLane; col < span.last; col += kWarp * kLane) {
+    each(span, col, span.last - col < kLane ? static_cast<int>(span.last - col) : kLane);
+  }
+}
 
 template <class T>
 struct alignas(sizeof(T) * kLane <= 16 ? sizeof(T) * kLane : 16) Four {

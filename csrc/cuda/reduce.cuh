@@ -12,6 +12,11 @@ namespace maspo {
 
 constexpr int kWarp = 32;
 constexpr int kBlockThreads = kWarpsPerBlock * kWarp;
+
+// The piece of this thread's warp; the last block's warps may have none.
+__device__ __forceinline__ int64_t piece_of_warp() {
+  return static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+}
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ double warp_sum(double value) {

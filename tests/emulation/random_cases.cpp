@@ -150,7 +150,9 @@ void one_case(uint64_t seed, int only_method) {
     }
     const double target = std::fabs(draw.normal());
     const bool upper_first = draw.chance(0.5);
+    cuda_on_host::count_launches();
     const Search cuda = search(s, target, 1e-8, upper_first, true), cpu = search(s, target, 1e-8, upper_first, false);
+    if (cuda_on_host::count_launches() != (batch.rows > 0 ? 3 : 2)) throw Failure{"sums, total, bounds: not so"};
     double scale = 0;
     for (const double sum : cpu.sums) scale = std::fmax(scale, std::fabs(sum));
     compare("sums", cuda.sums, cpu.sums, rtol, scale);

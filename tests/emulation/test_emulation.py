@@ -160,7 +160,7 @@ FAULTS = {
     "wrong shuffle mask": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
     "a level of the shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) value +=", "for (int offset = kWarp / 4; offset > 0; offset /= 2) value +=", "plain", r"seed \d+: "),
     "barrier in divergent code": ("reduce.cuh", "  __syncthreads();\n  double total = 0;", "  if (threadIdx.x < kWarp) __syncthreads();\n  double total = 0;", "plain", "different barriers|never come"),
-    "last column lost": ("forward.cuh", "col < span.last; col +=", "col < span.last - 1; col +=", "plain", r"seed \d+: dlogp"),
+    "last column lost": ("load.cuh", "col < span.last; col +=", "col < span.last - 1; col +=", "plain", r"seed \d+: dlogp"),
 }  # fmt: skip
 
 
