@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from revision import ROOT, commit
+
 RESULTS = ROOT / "benchmarks" / "results"
 PYTHON = sys.executable
 LIMIT = 300  # seconds a step
@@ -68,12 +69,6 @@ def run(name: str, command: list[str]) -> dict:
     print(output[-6000:] if not ok else output[-1500:], flush=True)
     note = next((line for line in reversed(output.splitlines()) if line.strip()), "")
     return {"step": name, "ok": ok, "seconds": round(time.monotonic() - started, 1), "note": note.strip("= ")[:90]}
-
-
-def commit() -> str:
-    # Where the tree came without its history, the caller says which one it is.
-    completed = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return completed.stdout.strip() or os.environ.get("MASPO_COMMIT", "unknown")
 
 
 def main() -> int:

@@ -11,20 +11,18 @@ import argparse
 import csv
 import datetime
 import importlib.util
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 from peers import EAGER
+from revision import ROOT, commit
 
 import maspo_ext
 
-ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
     "cpu": [(1, 1), (8, 512), (64, 1024), (64, 4096), (256, 8192)],
     "cuda": [(8, 512), (64, 1024), (64, 4096), (256, 8192), (16384, 4096)],
@@ -161,16 +159,13 @@ def cases(device: str):
 
 
 def about_this_run(device: str) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     cpu = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),
     )
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit or os.environ.get("MASPO_COMMIT", "unknown"),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name() if device == "cuda" else f"{cpu} ({torch.ops.maspo.cpu_isa()})",
         "device": device,

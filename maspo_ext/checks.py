@@ -14,8 +14,8 @@ LOSS_AGG_MODES = (
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 )
-# "kl", "mse" and "low_var_kl" are verl's other names for k1, k2 and k3.
-KL_TYPES = ("k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl")
+# verl's names of the KL estimates, two for some, and the kernels' name of each.
+KL_TYPES = {"k1": "k1", "kl": "k1", "abs": "abs", "k2": "k2", "mse": "k2", "k3": "k3", "low_var_kl": "k3"}
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

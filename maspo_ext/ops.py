@@ -156,7 +156,7 @@ def _loss(
         "loss_scale_factor": loss_scale_factor,
         "dual_clip": dual_clip or config.dual_clip,
         "ref_log_prob": ref_log_prob,
-        "kl_type": _KL_NAMES.get(kl_type.removesuffix("+"), kl_type.removesuffix("+")) + "+" * kl_type.endswith("+"),
+        "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
         "kl_coef": kl_coef,
         "rollout_is_lower": rollout_is_lower,
         "rollout_is_upper": rollout_is_upper,
@@ -168,8 +168,6 @@ def _loss(
 
 _library.impl("loss", _loss, "CompositeImplicitAutograd")
 
-# verl has two names for some estimates.
-_KL_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 _ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
 _NAMED_DEFAULTS = {name: field.default for name, field in MaspoConfig.__dataclass_fields__.items()}
 
@@ -182,9 +180,8 @@ def _config(ratio_mode, named, hyper):
             raise ValueError(
                 f"maspo_ext: hyper: expected nothing for ratio_mode='maspo', got {list(hyper)}. Its hyper-parameters are the named arguments."
             )
-        return _checked(MaspoConfig, tuple(named.values()))
-    changed = [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]
-    if changed:
+        hyper = named.values()
+    elif changed := [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]:
         raise ValueError(
             f"maspo_ext: {', '.join(changed)}: expected the default for ratio_mode={ratio_mode!r}, got {named[changed[0]]!r}. "
             f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
@@ -193,11 +190,9 @@ def _config(ratio_mode, named, hyper):
 
 
 @functools.lru_cache(maxsize=256)
-def _checked(config_class, values):
+def _checked(config_class, hyper):
     """The config of these values; a step's call repeats the one before, and the checks take longer than a small loss."""
-    if config_class is MaspoConfig:
-        return MaspoConfig(**dict(zip(_NAMED_DEFAULTS, values, strict=True)))
-    return config_class.from_hyper(values)
+    return config_class.from_hyper(hyper)
 
 
 def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):
