@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import importlib.util
-import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 from peers import EAGER
-from revision import ROOT, commit
+from report import about_this_run, require, save, title
+from timing import Clock, median_seconds, ratios, timed_rounds
 
 import maspo_ext
 
@@ -31,30 +29,6 @@ SECONDS = {"cpu": 3.0, "cuda": 0.5}  # spent on one case
 LEAST, MOST = 5, 200  # rounds of it
 COPIED = {"cpu": 2**26, "cuda": 2**28}  # floats of the copy that measures the bandwidth
 REGRESSION = 1.1
-FIELDS = (
-    "date", "commit", "torch", "machine", "device", "threads", "rows", "cols", "dtype", "masked", "ratio_mode", "pass", "peer",
-    "seconds", "peer_over_ours", "quartile_1", "quartile_3", "floor_seconds",
-)  # fmt: skip
-
-
-class Clock:
-    """Seconds that a call takes on the device, caches cold to it on a GPU."""
-
-    def __init__(self, device: str) -> None:
-        self.flush = torch.empty(2**27, device=device) if device == "cuda" else None
-
-    def __call__(self, function) -> float:
-        if self.flush is None:
-            start = time.perf_counter()
-            function()
-            return time.perf_counter() - start
-        self.flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        function()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
 
 
 def copy_bandwidth(device: str, clock: Clock) -> float:
@@ -134,14 +108,11 @@ def measure(candidates: dict, clock: Clock, budget: float) -> dict[str, tuple[fl
     """By name: median seconds; median, first and third quartile of its time over ours."""
     for function in candidates.values():
         function(), function()
-    rounds: list[dict[str, float]] = []
-    stop = time.perf_counter() + budget
-    while len(rounds) < LEAST or (time.perf_counter() < stop and len(rounds) < MOST):
-        rounds.append({name: clock(function) for name, function in candidates.items()})
+    rounds = timed_rounds(candidates, clock, seconds=budget, least=LEAST, most=MOST)
     result = {}
     for name in candidates:
-        low, middle, high = statistics.quantiles([one[name] / one["maspo_ext"] for one in rounds], n=4)
-        result[name] = (statistics.median(one[name] for one in rounds), middle, low, high)
+        low, middle, high = statistics.quantiles(ratios(rounds, name, "maspo_ext"), n=4)
+        result[name] = (median_seconds(rounds, name), middle, low, high)
     return result
 
 
@@ -156,25 +127,6 @@ def cases(device: str):
             yield rows, cols, torch.float32, 0.2, "maspo", False
             yield rows, cols, torch.float32, 0.9, "maspo", True
             yield rows, cols, torch.bfloat16, 0.2, "maspo", True
-
-
-def about_this_run(device: str) -> dict:
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name() if device == "cuda" else f"{cpu} ({torch.ops.maspo.cpu_isa()})",
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def run(device: str) -> list[dict]:
@@ -215,14 +167,6 @@ def run(device: str) -> list[dict]:
     return rows_of_csv
 
 
-def write(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def plot(rows: list[dict], path: Path) -> None:
     """The peers' time over ours: MASPO by size, and every mode at 64x4096."""
     import matplotlib
@@ -254,9 +198,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.legend()
         axes.grid(alpha=0.3)
-    figure.suptitle(
-        f"{rows[0]['machine']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}, {rows[0]['commit']}"
-    )
+    figure.suptitle(title(rows[0]))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -288,15 +230,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.compare:
         return 1 if compare(*arguments.compare) else 0
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        sys.exit(
-            "benchmarks/loss.py: --device cuda: expected a CUDA device, got none. Leave the option out to measure the CPU."
-        )
-    rows = run(arguments.device)
-    path = arguments.out or ROOT / "benchmarks" / "results" / f"loss-{arguments.device}-{rows[0]['commit']}.csv"
-    write(rows, path)
-    plot(rows, path.with_suffix(".png"))
-    print(f"written: {path} and {path.with_suffix('.png').name}")
+    require(arguments.device, "loss.py")
+    save("loss", run(arguments.device), plot, arguments.out)
     return 0
 
 
