@@ -1,6 +1,7 @@
 // The CPU engine: called by the counter, which brings the threads.
 #pragma once
 
+#include "core/logits.h"
 #include "core/params.h"
 
 namespace maspo {
@@ -21,6 +22,9 @@ inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
 // A pass over one unit. Units are independent of each other.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 using BapoUnit = void (*)(const BapoParams&, int64_t unit);
+// One row of logits; rows are independent of each other.
+using LogprobRow = void (*)(const LogprobParams&, int64_t row);
+using LogprobGradRow = void (*)(const LogprobGradParams&, int64_t row);
 
 struct CpuKernels {
   const char* name;
@@ -28,6 +32,10 @@ struct CpuKernels {
   ForwardUnit forward_double[kNumMethods];
   BapoUnit bapo_float;
   BapoUnit bapo_double;
+  LogprobRow logprob_float;
+  LogprobRow logprob_double;
+  LogprobGradRow logprob_grad_float;
+  LogprobGradRow logprob_grad_double;
 };
 
 extern const CpuKernels kPlainKernels;

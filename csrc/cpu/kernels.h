@@ -3,6 +3,7 @@
 
 #include "cpu/bapo_unit.h"
 #include "cpu/forward_unit.h"
+#include "cpu/logprob_row.h"
 
 namespace maspo {
 namespace {
@@ -11,8 +12,15 @@ template <class Floats, class Doubles>
 constexpr CpuKernels kernels_of(const char* name) {
 #define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<Floats, Hyper>,
 #define MASPO_DOUBLE_KERNEL(id, name, Hyper) forward_unit<Doubles, Hyper>,
-  return {name, {MASPO_METHODS(MASPO_FLOAT_KERNEL)}, {MASPO_METHODS(MASPO_DOUBLE_KERNEL)}, bapo_unit<Floats>,
-          bapo_unit<Doubles>};
+  return {name,
+          {MASPO_METHODS(MASPO_FLOAT_KERNEL)},
+          {MASPO_METHODS(MASPO_DOUBLE_KERNEL)},
+          bapo_unit<Floats>,
+          bapo_unit<Doubles>,
+          logprob_row<Floats>,
+          logprob_row<Doubles>,
+          logprob_grad_row<Floats>,
+          logprob_grad_row<Doubles>};
 #undef MASPO_FLOAT_KERNEL
 #undef MASPO_DOUBLE_KERNEL
 }

@@ -7,6 +7,10 @@
 namespace maspo {
 namespace {
 
+// The dtype that needs no conversion.
+template <class S>
+constexpr DType kOwnDType = sizeof(S) == sizeof(float) ? kFloat32 : kFloat64;
+
 template <class S, class T, class Convert>
 inline void gather(const T* source, int64_t stride, int64_t count, S* buffer, Convert convert) {
   if (stride == 1) {  // its own loop, so that the compiler can vectorise it
@@ -43,6 +47,19 @@ inline void load_tokens(const View& v, int64_t offset, int64_t count, S* buffer)
       return gather_as<S, int32_t>(v, offset, count, buffer);
     case kInt64:
       return gather_as<S, int64_t>(v, offset, count, buffer);
+  }
+}
+
+// To `count` contiguous numbers of a floating dtype.
+template <class S>
+inline void store_tokens(void* data, DType dtype, int64_t offset, int64_t count, const S* buffer) {
+  auto* bits = static_cast<uint16_t*>(data) + offset;
+  if (dtype == kBFloat16) {
+    for (int64_t i = 0; i < count; ++i) bits[i] = bfloat16_from_float(static_cast<float>(buffer[i]));
+  } else if (dtype == kFloat16) {
+    for (int64_t i = 0; i < count; ++i) bits[i] = float16_from_float(static_cast<float>(buffer[i]));
+  } else {
+    __builtin_memcpy(static_cast<S*>(data) + offset, buffer, count * sizeof(S));
   }
 }
 

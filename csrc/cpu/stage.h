@@ -20,10 +20,9 @@ struct alignas(64) Staged {
 
   // In place where dtype and stride allow and the run is full, else through the buffer.
   void stage(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
-    constexpr DType own = sizeof(S) == sizeof(float) ? kFloat32 : kFloat64;
     if (v.data == nullptr) return;
     const int64_t offset = offset_of(v, batch, span, col);
-    if (v.dtype == own && v.col_stride == 1 && count == kRun) {
+    if (v.dtype == kOwnDType<S> && v.col_stride == 1 && count == kRun) {
       values = static_cast<const S*>(v.data) + offset;
     } else {
       load_tokens(v, offset, count, buffer);
