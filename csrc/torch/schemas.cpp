@@ -8,10 +8,18 @@
 //   maspo::loss_backward  dlogp * row_scale * grad_loss, rounded to `dtype`, that of log_prob.
 //   maspo::bapo_sums      BAPO's sums at all candidates, lower ones first: float64, to be added over data-parallel ranks.
 //   maspo::bapo_bounds    what BAPO's search finds in them: (low, high, positive / negative), float64 [3].
+//   maspo::logprob        from logits to the log-probability of the target word and the entropy of the row; differentiable.
+//                         Its kernel is maspo_ext/logits/logprob.py, which calls those below.
+//   maspo::logprob_forward       also the state that backward needs: (max, log of the sum above it), float64 [..., 2].
+//   maspo::logprob_backward      d loss / d logits. A shard of the vocabulary has the words from first_word on of all_words.
+//   maspo::logprob_backward_out  the same into `grad`, which may be the memory of logits.
+//   maspo::linear_logprob, linear_loss  the same and the loss from hidden states and the weight of the head, in chunks. Their
+//                         kernels, and those of their _forward and _backward, are Python: maspo_ext/logits/.
 //   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
 #include <torch/csrc/stable/library.h>
 
-#define MASPO_TENSORS "Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask"
+#define MASPO_POLICY "Tensor old_log_prob, Tensor advantages, Tensor response_mask"
+#define MASPO_TENSORS "Tensor log_prob, " MASPO_POLICY
 #define MASPO_AGGREGATION                                                                           \
   "str loss_agg_mode=\"token-mean\", int dp_size=1, SymInt? batch_num_tokens=None, "                \
   "SymInt? global_batch_size=None, float? loss_scale_factor=None"
@@ -21,17 +29,28 @@
   "bool dual_clip=False, " MASPO_ENTROPY                                                            \
   ", Tensor? ref_log_prob=None, str kl_type=\"k3\", float kl_coef=0.0, "                            \
   "float? rollout_is_lower=None, float? rollout_is_upper=None, " MASPO_PACKED
+#define MASPO_LOSS_KEYWORDS                                                                         \
+  "Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, float sigma_high=10.0, " \
+  "float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, float beta_neg=0.03, "              \
+  MASPO_AGGREGATION ", bool gate_gradient=False, float clip_ratio_low=0.2, "                        \
+  "float clip_ratio_high=0.2, float clip_ratio_c=3.0, str ratio_mode=\"maspo\", float[] hyper=[], " \
+  "Tensor? bapo_sums=None, " MASPO_OPTIONS
+#define MASPO_KERNEL_KEYWORDS                                                                       \
+  "str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "                \
+  "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
+
+// Which words of which vocabulary the logits are, and what their targets mean.
+#define MASPO_WORDS "float temperature, int ignore_index, int first_word=0, SymInt? all_words=None"
+#define MASPO_LOGPROB_BACKWARD                                                                      \
+  "Tensor dlog_prob, Tensor? dentropy, Tensor logits, Tensor target, Tensor entropy, Tensor state, " MASPO_WORDS
+#define MASPO_LINEAR "Tensor hidden, Tensor weight, Tensor target"
+#define MASPO_HEAD "float temperature=1.0, Tensor? bias=None, *, int? memory_budget=None"
+#define MASPO_NEEDED "bool need_hidden=True, bool need_weight=True, bool need_bias=False"
+#define MASPO_GRADS "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
 
 STABLE_TORCH_LIBRARY(maspo, m) {
-  m.def("loss(" MASPO_TENSORS
-        ", *, Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, float sigma_high=10.0, "
-        "float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, float beta_neg=0.03, " MASPO_AGGREGATION
-        ", bool gate_gradient=False, float clip_ratio_low=0.2, float clip_ratio_high=0.2, float clip_ratio_c=3.0, "
-        "str ratio_mode=\"maspo\", float[] hyper=[], Tensor? bapo_sums=None, " MASPO_OPTIONS
-        ") -> (Tensor loss, Tensor stats)");
-  m.def("loss_forward(" MASPO_TENSORS
-        ", *, str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "
-        "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
+  m.def("loss(" MASPO_TENSORS ", *, " MASPO_LOSS_KEYWORDS ") -> (Tensor loss, Tensor stats)");
+  m.def("loss_forward(" MASPO_TENSORS ", *, " MASPO_KERNEL_KEYWORDS
         ", bool need_grad=True) -> (Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)");
   m.def("loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype, " MASPO_PACKED
         ") -> Tensor");
@@ -39,5 +58,22 @@ STABLE_TORCH_LIBRARY(maspo, m) {
         ") -> Tensor");
   m.def("bapo_bounds(Tensor sums, *, float[] lower, float[] upper, float target, float eps, bool upper_first)"
         " -> Tensor");
+  m.def("logprob(Tensor logits, Tensor target, float temperature=1.0, *, int ignore_index=-100, "
+        "bool inplace_backward=False) -> (Tensor log_prob, Tensor entropy)");
+  m.def("logprob_forward(Tensor logits, Tensor target, " MASPO_WORDS
+        ") -> (Tensor log_prob, Tensor entropy, Tensor state)");
+  m.def("logprob_backward(" MASPO_LOGPROB_BACKWARD ") -> Tensor");
+  m.def("logprob_backward_out(" MASPO_LOGPROB_BACKWARD ", *, Tensor(a!) grad) -> ()");
+  m.def("linear_logprob(" MASPO_LINEAR ", " MASPO_HEAD
+        ", int ignore_index=-100) -> (Tensor log_prob, Tensor entropy)");
+  m.def("linear_logprob_forward(" MASPO_LINEAR ", " MASPO_HEAD
+        ", int ignore_index) -> (Tensor log_prob, Tensor entropy, Tensor state)");
+  m.def("linear_logprob_backward(Tensor dlog_prob, Tensor? dentropy, " MASPO_LINEAR ", Tensor entropy, Tensor state, "
+        MASPO_HEAD ", int ignore_index, " MASPO_NEEDED ") -> (" MASPO_GRADS ")");
+  m.def("linear_loss(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS
+        ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy)");
+  m.def("linear_loss_forward(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS
+        ", bool shaped=False, " MASPO_NEEDED
+        ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy, " MASPO_GRADS ")");
   m.def("cpu_isa() -> str");
 }

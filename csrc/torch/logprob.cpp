@@ -1,0 +1,192 @@
+// maspo::logprob_forward, logprob_backward and logprob_backward_out: from rows of logits to log-probability and entropy.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "cpu/engine.h"
+#include "torch/cpu_choice.h"
+#include "torch/tensors.h"
+#if defined(MASPO_WITH_CUDA)
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/engine.h"
+#include "torch/cuda_stream.h"
+#endif
+
+namespace maspo {
+namespace {
+
+struct RowStrides {
+  int64_t outer, inner;
+  int64_t outer_stride, inner_stride;
+};
+
+// The leading dimensions as [outer, inner]: those that follow each other evenly in memory count as one.
+RowStrides row_strides(const Tensor& t, const char* name) {
+  const int64_t dims = t.dim();
+  STD_TORCH_CHECK(dims >= 1, "maspo_ext: ", name, ": expected shape [..., V], got a number. Add a dimension.");
+  STD_TORCH_CHECK(t.size(dims - 1) <= 1 || t.stride(dims - 1) == 1, "maspo_ext: ", name,
+                  ": expected the words of a row next to each other (stride 1), got stride ", t.stride(dims - 1),
+                  ". Call .contiguous(), which copies, or do not transpose.");
+  RowStrides rows = {1, 1, 0, 0};
+  for (int64_t dim = dims - 2; dim >= 0; --dim) {
+    const int64_t size = t.size(dim), stride = t.stride(dim);
+    if (size == 1) continue;
+    if (rows.inner == 1) {
+      rows.inner = size, rows.inner_stride = stride;
+    } else if (rows.outer == 1 && stride == rows.inner * rows.inner_stride) {
+      rows.inner *= size;
+    } else if (rows.outer == 1) {
+      rows.outer = size, rows.outer_stride = stride;
+    } else {
+      STD_TORCH_CHECK(stride == rows.outer * rows.outer_stride, "maspo_ext: ", name,
+                      ": expected leading dimensions that two strides describe, got more. Call .contiguous(), which copies.");
+      rows.outer *= size;
+    }
+  }
+  return rows;
+}
+
+bool is_on(const Tensor& t, const Tensor& other) { return t.device() == other.device(); }
+
+// Which words of which vocabulary.
+struct Vocabulary {
+  int64_t ignore_index, first_word;
+  std::optional<int64_t> all_words;
+};
+
+void read_rows(const Tensor& logits, const Tensor& target, const Vocabulary& vocabulary, LogitRows& rows,
+               Targets& targets) {
+  const RowStrides strides = row_strides(logits, "logits");
+  const DType dtype = dtype_of(logits.scalar_type(), "logits");
+  STD_TORCH_CHECK(is_floating(dtype), "maspo: logits must be floating point");
+  rows = {logits.const_data_ptr(), dtype, strides.outer, strides.inner, strides.outer_stride, strides.inner_stride,
+          logits.size(logits.dim() - 1)};
+  STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long && target.is_contiguous() && is_on(target, logits) &&
+                      target.numel() == row_count(rows),
+                  "maspo: target must be contiguous, int64, one per row of logits, and on their device");
+  const int64_t all_words = vocabulary.all_words.value_or(rows.words);
+  STD_TORCH_CHECK(rows.words >= 1 && vocabulary.first_word >= 0 && vocabulary.first_word + rows.words <= all_words,
+                  "maspo: the words [", vocabulary.first_word, ", ", vocabulary.first_word + rows.words,
+                  ") are not of a vocabulary of ", all_words);
+  targets = {static_cast<const int64_t*>(target.const_data_ptr()), vocabulary.ignore_index, vocabulary.first_word,
+             all_words};
+}
+
+// On a GPU that would need a wait: there such a target's log-probability is NaN.
+void check_targets(const LogprobParams& p) {
+  for (int64_t row = 0; row < row_count(p.logits); ++row) {
+    const int64_t index = p.target.index[row];
+    STD_TORCH_CHECK(target_kind(p.target, p.logits.words, index) != kTargetInvalid, "maspo_ext: target: expected 0 to ",
+                    p.target.all_words - 1, " (the vocabulary has ", p.target.all_words, " words) or ignore_index = ",
+                    p.target.ignore_index, ", got ", index, " for row ", row,
+                    ". Check the tokenizer against the model, or set padding to ignore_index.");
+  }
+}
+
+template <class Pass>
+void for_rows(int64_t rows, Pass pass) {
+  torch::stable::parallel_for(0, rows, 1, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) pass(row);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> logprob_forward(Tensor logits, Tensor target, double temperature,
+                                                   int64_t ignore_index, int64_t first_word,
+                                                   std::optional<int64_t> all_words) {
+  LogprobParams params = {};
+  read_rows(logits, target, {ignore_index, first_word, all_words}, params.logits, params.target);
+  params.inv_temperature = 1.0 / temperature;
+  std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end() - 1);
+  const ScalarType type = arithmetic_type(params.logits.dtype);
+  Tensor log_prob = torch::stable::new_empty(logits, shape, type);
+  Tensor entropy = torch::stable::new_empty(logits, shape, type);
+  shape.push_back(sizeof(RowState) / sizeof(double));
+  Tensor state = torch::stable::new_empty(logits, shape, ScalarType::Double);
+  params.log_prob = log_prob.mutable_data_ptr();
+  params.entropy = entropy.mutable_data_ptr();
+  params.state = data_of<RowState>(state);
+#if defined(MASPO_WITH_CUDA)
+  if (logits.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+    check_cuda(logprob_cuda(params, current_cuda_place(logits)), "logprob_forward");
+    return {log_prob, entropy, state};
+  }
+#endif
+  check_targets(params);
+  const CpuKernels& kernels = chosen_cpu_kernels();
+  const LogprobRow of_row = type == ScalarType::Double ? kernels.logprob_double : kernels.logprob_float;
+  for_rows(row_count(params.logits), [&](int64_t row) { of_row(params, row); });
+  return {log_prob, entropy, state};
+}
+
+const void* row_data(const Tensor& t, const Tensor& logits, int64_t rows, ScalarType type) {
+  STD_TORCH_CHECK(t.is_contiguous() && t.numel() == rows && t.scalar_type() == type && is_on(t, logits),
+                  "maspo: logprob_backward takes what logprob_forward returned, and contiguous gradients of it");
+  return t.const_data_ptr();
+}
+
+void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target,
+                          Tensor entropy, Tensor state, double temperature, int64_t ignore_index, int64_t first_word,
+                          std::optional<int64_t> all_words, Tensor grad) {
+  LogprobGradParams params = {};
+  read_rows(logits, target, {ignore_index, first_word, all_words}, params.logits, params.target);
+  params.inv_temperature = 1.0 / temperature;
+  const int64_t rows = row_count(params.logits);
+  const ScalarType type = arithmetic_type(params.logits.dtype);
+  params.dlog_prob = row_data(dlog_prob, logits, rows, type);
+  params.dentropy = dentropy ? row_data(*dentropy, logits, rows, type) : nullptr;
+  params.entropy = row_data(entropy, logits, rows, type);
+  params.state = static_cast<const RowState*>(row_data(state, logits, 2 * rows, ScalarType::Double));
+
+  RowStrides strides = row_strides(grad, "grad");
+  // Evenly spaced rows may be counted as those of logits are.
+  const LogitRows& as = params.logits;
+  if (strides.outer == 1) strides = {as.outer, as.inner, as.inner * strides.inner_stride, strides.inner_stride};
+  params.grad = grad.mutable_data_ptr();
+  params.grad_dtype = dtype_of(grad.scalar_type(), "grad");
+  params.grad_outer_stride = strides.outer_stride;
+  params.grad_inner_stride = strides.inner_stride;
+  STD_TORCH_CHECK(is_on(grad, logits) && grad.numel() == logits.numel() &&
+                      grad.size(grad.dim() - 1) == as.words && strides.outer == as.outer && strides.inner == as.inner &&
+                      is_floating(params.grad_dtype) && arithmetic_type(params.grad_dtype) == type,
+                  "maspo: grad must have the shape of logits, and a dtype with the same arithmetic");
+  STD_TORCH_CHECK(params.grad != as.data ||
+                      (params.grad_dtype == as.dtype && strides.inner_stride == as.inner_stride &&
+                       (as.outer == 1 || strides.outer_stride == as.outer_stride)),
+                  "maspo: grad in the memory of logits must have their dtype and strides");
+#if defined(MASPO_WITH_CUDA)
+  if (logits.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+    check_cuda(logprob_grad_cuda(params, current_cuda_place(logits)), "logprob_backward");
+    return;
+  }
+#endif
+  const CpuKernels& kernels = chosen_cpu_kernels();
+  const LogprobGradRow of_row = type == ScalarType::Double ? kernels.logprob_grad_double : kernels.logprob_grad_float;
+  for_rows(rows, [&](int64_t row) { of_row(params, row); });
+}
+
+Tensor logprob_backward(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target, Tensor entropy,
+                        Tensor state, double temperature, int64_t ignore_index, int64_t first_word,
+                        std::optional<int64_t> all_words) {
+  const std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end());
+  Tensor grad = torch::stable::new_empty(logits, shape, logits.scalar_type());
+  logprob_backward_out(dlog_prob, dentropy, logits, target, entropy, state, temperature, ignore_index, first_word,
+                       all_words, grad);
+  return grad;
+}
+
+}  // namespace
+}  // namespace maspo
+
+#define MASPO_LOGPROB_KERNELS                                              \
+  m.impl("logprob_forward", TORCH_BOX(&maspo::logprob_forward));           \
+  m.impl("logprob_backward", TORCH_BOX(&maspo::logprob_backward));         \
+  m.impl("logprob_backward_out", TORCH_BOX(&maspo::logprob_backward_out));
+
+STABLE_TORCH_LIBRARY_IMPL(maspo, CPU, m) { MASPO_LOGPROB_KERNELS }
+#if defined(MASPO_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(maspo, CUDA, m) { MASPO_LOGPROB_KERNELS }
+#endif
