@@ -9,6 +9,9 @@ _extension.load()
 
 from maspo_ext import ops, reference  # noqa: E402, F401
 from maspo_ext.functional import PolicyLossOutput, policy_loss  # noqa: E402
+from maspo_ext.logits.linear_logprob import linear_logprob  # noqa: E402
+from maspo_ext.logits.linear_loss import LinearLossOutput, linear_loss  # noqa: E402
+from maspo_ext.logits.logprob import LogprobOutput, logprob  # noqa: E402
 from maspo_ext.methods import (  # noqa: E402
     RATIO_MODES,
     BapoConfig,
@@ -31,12 +34,17 @@ __all__ = [
     "ClipHigherConfig",
     "DacConfig",
     "EntropyAdvConfig",
+    "LinearLossOutput",
+    "LogprobOutput",
     "MaspoConfig",
     "PolicyLoss",
     "PolicyLossOutput",
     "PolicyLossStats",
     "PpoConfig",
     "SapoConfig",
+    "linear_logprob",
+    "linear_loss",
+    "logprob",
     "policy_loss",
     "stat_names",
 ]

@@ -102,7 +102,6 @@ def policy_loss(
     Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
     method = config_for(ratio_mode, config, hyper)
-    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
     tensors = (log_prob, old_log_prob, advantages, response_mask)
     shared = {
         "entropy": entropy,
@@ -111,12 +110,12 @@ def policy_loss(
         "cu_seqlens": cu_seqlens,
         "max_seqlen": max_seqlen,
     }
-    loss, stats = torch.ops.maspo.loss(
-        *tensors,
+    keywords = loss_keywords(
+        method,
+        ratio_mode,
         rollout_is_weights=rollout_is_weights,
-        rollout_is_lower=rollout_is_lower,
-        rollout_is_upper=rollout_is_upper,
-        loss_agg_mode=method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
+        rollout_is_threshold=rollout_is_threshold,
+        loss_agg_mode=loss_agg_mode,
         dp_size=dp_size,
         batch_num_tokens=batch_num_tokens,
         global_batch_size=global_batch_size,
@@ -127,8 +126,8 @@ def policy_loss(
         kl_coef=kl_coef,
         bapo_sums=_reduced_sums(method, tensors, shared, all_reduce_sums),
         **shared,
-        **method.op_keywords(ratio_mode),
     )
+    loss, stats = torch.ops.maspo.loss(*tensors, **keywords)
     names = stat_names(
         ratio_mode,
         entropy_adv=entropy is not None,
@@ -136,6 +135,20 @@ def policy_loss(
         rollout_is=rollout_is_threshold is not None,
     )
     return PolicyLossOutput(loss, PolicyLossStats(stats, names))
+
+
+def loss_keywords(
+    method: MethodConfig, ratio_mode: str, *, rollout_is_threshold: Any = None, loss_agg_mode: str | None = None, **others: Any
+) -> dict[str, Any]:  # fmt: skip
+    """Keywords of the op for those of :func:`policy_loss`, which are the same but for these."""
+    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
+    return {
+        **others,
+        "rollout_is_lower": rollout_is_lower,
+        "rollout_is_upper": rollout_is_upper,
+        "loss_agg_mode": method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
+        **method.op_keywords(ratio_mode),
+    }
 
 
 def _reduced_sums(method, tensors, shared, all_reduce_sums) -> torch.Tensor | None:

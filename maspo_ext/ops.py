@@ -9,32 +9,18 @@ import functools
 import math
 
 import torch
-from torch.autograd import forward_ad
 from torch.library import Library, register_fake
 
 from maspo_ext import checks
 from maspo_ext.config import config_class_of
+from maspo_ext.derivatives import refuse_forward_mode, without_second
 from maspo_ext.methods import BapoConfig, MaspoConfig
 from maspo_ext.methods.entropy_adv import check_entropy_adv
 from maspo_ext.stats import NUM_STATS
 
 # Registrations live as long as this object.
 _library = Library("maspo", "IMPL")
-
-
-class _SecondDerivative(torch.autograd.Function):
-    """The identity on the gradient, in the graph only so that asking for its derivative raises."""
-
-    @staticmethod
-    def forward(ctx, grad, log_prob):
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx, _):
-        raise RuntimeError(
-            "maspo_ext: torch.ops.maspo.loss has no second derivative: expected one backward pass, got a derivative of the "
-            "gradient (create_graph=True, gradient penalty, Hessian). Use maspo_ext.reference.loss for that."
-        )
+_TWIN = "maspo_ext.reference.loss"
 
 
 class _Loss(torch.autograd.Function):
@@ -53,12 +39,10 @@ class _Loss(torch.autograd.Function):
             return None, None, None
         log_prob, dlogp, row_scale, cu_seqlens = ctx.saved_tensors
         grad = torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
-        if torch.is_grad_enabled():
-            grad = _SecondDerivative.apply(grad, log_prob)
-        return grad, None, None
+        return without_second(grad, log_prob, "loss", _TWIN), None, None
 
 
-def _loss(
+def prepare(
     log_prob,
     old_log_prob,
     advantages,
@@ -96,7 +80,10 @@ def _loss(
     cu_seqlens=None,
     max_seqlen=None,
 ):
-    """Kernel of ``maspo::loss`` on every device; the dispatcher drops arguments at their default, so it repeats them."""
+    """``(tensors, keywords)`` of ``loss_forward`` for the arguments of ``maspo::loss``, checked.
+
+    The dispatcher drops arguments at their default, so they are repeated here.
+    """
     named = {
         "sigma_base": sigma_base,
         "alpha": alpha,
@@ -126,13 +113,6 @@ def _loss(
     checks.check_options(
         ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None
     )
-    if forward_ad.unpack_dual(log_prob).tangent is not None:
-        # Without this, the tangent would be dropped in silence.
-        raise NotImplementedError(
-            "maspo_ext: torch.ops.maspo.loss has no forward-mode derivative: expected a log_prob without a tangent, got a dual "
-            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.loss."
-        )
-
     entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa)
     shared = {
         "entropy": entropy,
@@ -161,6 +141,13 @@ def _loss(
         "rollout_is_lower": rollout_is_lower,
         "rollout_is_upper": rollout_is_upper,
     }
+    return tensors, keywords
+
+
+def _loss(log_prob, old_log_prob, advantages, response_mask, **keywords):
+    """Kernel of ``maspo::loss`` on every device."""
+    tensors, keywords = prepare(log_prob, old_log_prob, advantages, response_mask, **keywords)
+    refuse_forward_mode("log_prob", log_prob, "loss", _TWIN)
     if torch.is_grad_enabled() and log_prob.requires_grad:
         return _Loss.apply(log_prob, tensors, keywords)
     return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=False)[:2]

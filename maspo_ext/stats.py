@@ -17,6 +17,8 @@ _OF_RATIO = (
     "actor/log_ratio_clamped_frac",
     "actor/nonfinite_count",
 )
+# Follows the statistics of linear_loss on a GPU, which does not wait to see its targets.
+INVALID_TARGETS = "actor/invalid_target_count"
 NUM_STATS = len(_OF_CLIP) + METHOD_SLOTS + len(_OF_RATIO) + 3
 
 
@@ -71,5 +73,15 @@ class PolicyLossStats(NamedTuple):
     names: tuple[str | None, ...]
 
     def to_dict(self) -> dict[str, float]:
-        """The statistics that the method has as python floats, by one copy from the device (which waits for it)."""
-        return {name: value for name, value in zip(self.names, self.tensor.tolist(), strict=True) if name is not None}
+        """The statistics that the method has as python floats, by one copy from the device (which waits for it).
+
+        Raises:
+            IndexError: targets given to ``linear_loss`` were out of range.
+        """
+        named = {name: value for name, value in zip(self.names, self.tensor.tolist(), strict=True) if name is not None}
+        if invalid := named.pop(INVALID_TARGETS, 0):
+            raise IndexError(
+                f"maspo_ext: target: expected words of the vocabulary at all unmasked tokens, got others at {invalid:.0f} of them; "
+                "their log_prob is NaN. Check the tokenizer against the model."
+            )
+        return named

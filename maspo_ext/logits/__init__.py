@@ -1,0 +1,10 @@
+"""From logits, or from hidden states and the weight of the head, to log-probability, entropy and the policy loss.
+
+:mod:`.logprob`          ``torch.ops.maspo.logprob``: rows of logits that exist
+:mod:`.head`             the head's matrix products, cut so that they stay within a memory budget
+:mod:`.linear_logprob`   ``torch.ops.maspo.linear_logprob``: from hidden states
+:mod:`.linear_loss`      ``torch.ops.maspo.linear_loss``: from hidden states to the loss, gradients made on the way
+:mod:`.vocab_parallel`   the first two where each rank of a group has a shard of the vocabulary
+:mod:`.reference`        the same in plain torch
+:mod:`.checks`           what users pass
+"""

@@ -1,0 +1,151 @@
+"""The head's matrix products, cut so that logits stay within a memory budget.
+
+A product is done by torch's own BLAS. Logits, and the sums of the gradients, are of the arithmetic type: float32, also for
+bfloat16 and float16, whose 8 or 11 bits are too few for the logits of confident tokens. On a GPU half-precision operands
+stay as they are, since the tensor cores add up in float32; on a CPU they are cast block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maspo_ext.logits.logprob import arithmetic_dtype
+
+# On a CPU the whole of an update then stays within 64 MiB beside its inputs and gradients; a GPU wants large products.
+DEFAULT_BUDGET = {"cpu": 56 * 2**20, "cuda": 512 * 2**20}
+# Words of a product on a CPU. MKL is faster by a third on blocks of this size than on a whole vocabulary at once.
+CPU_WORDS = 4096
+# A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
+LEAST_WORDS = 256
+
+
+@dataclass(frozen=True)
+class Head:
+    """``hidden @ weight.T + bias`` of flat ``hidden`` ``[N, H]``, ``weight`` ``[V, H]``, ``bias`` ``[V]`` or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    memory_budget: int | None
+
+    @property
+    def words(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of logits and sums."""
+        return arithmetic_dtype(self.weight.dtype)
+
+    @property
+    def operand_dtype(self) -> torch.dtype:
+        """Of what goes into a product."""
+        return self.weight.dtype if self.weight.is_cuda else self.dtype
+
+    @property
+    def _logits_in_budget(self) -> int:
+        size = self.dtype.itemsize + (0 if self.operand_dtype == self.dtype else self.operand_dtype.itemsize)
+        return (self.memory_budget or DEFAULT_BUDGET["cuda" if self.weight.is_cuda else "cpu"]) // size
+
+    def token_chunks(self) -> list[slice]:
+        """Tokens whose logits fit, in chunks of about one size."""
+        return even_slices(self.hidden.shape[0], max(1, self._logits_in_budget // self.words))
+
+    def word_chunks(self) -> list[slice]:
+        """Words whose logits, of all tokens, fit."""
+        tokens = max(1, self.hidden.shape[0])
+        return even_slices(self.words, max(LEAST_WORDS, self._logits_in_budget // tokens))
+
+    def new_logits(self, tokens: int, words: int) -> Tensor:
+        return self.weight.new_empty((tokens, words), dtype=self.dtype)
+
+    def new_dlogits(self, logits: Tensor) -> Tensor:
+        """Where the gradient of ``logits`` goes: their own memory, but for a GPU's half-precision operands."""
+        same = self.operand_dtype == self.dtype
+        return logits if same else torch.empty_like(logits, dtype=self.operand_dtype)
+
+    def operand(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.operand_dtype)
+
+    def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
+        """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
+        for block in self.blocks(words):
+            columns = out[:, block.start - words.start : block.stop - words.start]
+            product(hidden, self.operand(self.weight[block]).t(), columns)
+            if self.bias is not None:
+                columns += self.bias[block]
+
+    def columns(self, of_words: Tensor, words: slice) -> Iterator[tuple[slice, Tensor]]:
+        """The parts of ``words`` that are multiplied at once, each with its columns of ``of_words`` ``[n, words]``."""
+        step = words.stop - words.start if self.weight.is_cuda else CPU_WORDS
+        for start in range(words.start, words.stop, step):
+            stop = min(start + step, words.stop)
+            yield slice(start, stop), of_words[:, start - words.start : stop - words.start]
+
+    def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
+        """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
+        for block, columns in self.columns(out, words):
+            product(hidden, self.operand(self.weight[block]).t(), columns)
+            if self.bias is not None:
+                columns += self.bias[block]
+
+    def gradients(self, dlogits: Tensor, hidden: Tensor, words: slice, grads: Gradients, first: bool) -> None:
+        """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give, those of weight and bias set if ``first``."""
+        for block, columns in self.columns(dlogits, words):
+            if grads.hidden is not None:
+                add_product(columns, self.operand(self.weight[block]), grads.hidden)
+            if grads.weight is not None:
+                (set_product if first else add_product)(columns.t(), hidden, grads.weight[block])
+            if grads.bias is not None:
+                of_bias = columns.sum(0, dtype=self.dtype)
+                grads.bias[block] = of_bias if first else grads.bias[block] + of_bias
+
+
+@dataclass
+class Gradients:
+    """Of the hidden states of the tokens at hand, of weight and bias; None where nobody asks."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def results(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As an op returns them: an empty tensor, of the dtype and device of ``like``, for None."""
+        grads = (self.hidden, self.weight, self.bias)
+        return tuple(like.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def even_slices(length: int, most: int) -> list[slice]:
+    """``range(length)`` in as few slices of at most ``most`` as there can be, at least one, all of about one length."""
+    if length == 0:
+        return [slice(0, 0)]
+    step = -(-length // -(-length // most))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b``, added up in the dtype of ``out``."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+def set_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out = a @ b``, rounded to the dtype of ``out``."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """``out += a @ b``, added up in the dtype of ``out``."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)

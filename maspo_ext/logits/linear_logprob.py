@@ -1,0 +1,201 @@
+"""``torch.ops.maspo.linear_logprob``: log-probability and entropy from hidden states and the weight of the head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake
+
+from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.logits import checks
+from maspo_ext.logits.head import Gradients, Head
+from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, empty_results, row_gradients
+
+_library = Library("maspo", "IMPL")
+_TWIN = "maspo_ext.logits.reference.linear_logprob"
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    memory_budget: int | None = None,
+) -> LogprobOutput:
+    """:func:`maspo_ext.logprob` of ``hidden @ weight.T + bias``, whose logits are never there as a whole.
+
+    Forward goes through the tokens in chunks, backward through the vocabulary: it makes a chunk's logits again, and every
+    part of the weight's gradient is added up in float32 over all tokens and rounded once.
+
+    Args:
+        hidden: ``[..., H]``, the model's last hidden states; float32, float64, bfloat16 or float16. Logits are float32
+            whatever these are (float64 for float64).
+        weight: ``[V, H]``, ``lm_head.weight``, whole and of the dtype of ``hidden``.
+        target: integer ``[...]``, the word of each row.
+        temperature: divides the logits.
+        bias: ``[V]``, of the head, if it has one.
+        ignore_index: rows with this target have results and gradients 0.
+        memory_budget: bytes for logits; None: 56 MiB on a CPU, 512 MiB on a GPU.
+
+    Returns:
+        ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or a shard of a whole (DTensor, FSDP, ZeRO-3).
+        RuntimeError: a target out of range on a CPU; on a GPU its log_prob is NaN.
+
+    Source: ``FusedLinearForPPO`` of verl 0.9.1 (``utils/experimental/torch_functional.py``).
+    """
+    return LogprobOutput(
+        *torch.ops.maspo.linear_logprob(
+            hidden, weight, target, temperature, bias, ignore_index=ignore_index, memory_budget=memory_budget
+        )
+    )
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, target, temperature, bias, keywords):
+        log_prob, entropy, state = torch.ops.maspo.linear_logprob_forward(
+            hidden, weight, target, temperature, bias, **keywords
+        )
+        ctx.save_for_backward(hidden, weight, bias, target, entropy, state)
+        ctx.temperature, ctx.keywords = temperature, keywords
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(ctx, dlog_prob, dentropy):
+        if dlog_prob is None and dentropy is None:
+            return (None,) * 6
+        hidden, weight, bias, target, entropy, state = ctx.saved_tensors
+        need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=4)
+        grads = torch.ops.maspo.linear_logprob_backward(
+            *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,
+            ctx.temperature, None if bias is None else bias.detach(), **ctx.keywords, **need,
+        )  # fmt: skip
+        grad_hidden, grad_weight, grad_bias = (
+            without_second(grad, hidden, "linear_logprob", _TWIN) if asked else None
+            for grad, asked in zip(grads, need.values(), strict=True)
+        )
+        return grad_hidden, grad_weight, None, None, grad_bias, None
+
+
+def needed(needs_input_grad: tuple[bool, ...], **position: int) -> dict[str, bool]:
+    """The ops' flags that say which gradients to make."""
+    return {f"need_{name}": needs_input_grad[index] for name, index in position.items()}
+
+
+def _linear_logprob(
+    hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index=IGNORE_INDEX
+):
+    """Kernel of ``maspo::linear_logprob`` on every device."""
+    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        refuse_forward_mode(name, value, "linear_logprob", _TWIN)
+    target = as_target(target)
+    keywords = {"memory_budget": memory_budget, "ignore_index": ignore_index}
+    if asks_for_gradient(hidden, weight, bias):
+        return _LinearLogprob.apply(hidden, weight, target, temperature, bias, keywords)
+    return torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **keywords)[:2]
+
+
+def asks_for_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def flat(hidden: Tensor, weight: Tensor, bias: Tensor | None, memory_budget: int | None) -> Head:
+    return Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, memory_budget)
+
+
+def finite_operand(head: Head, hidden: Tensor, ignored: Tensor) -> Tensor:
+    """``hidden`` ``[n, H]`` as an operand, 0 where ignored: 0 * NaN would reach the weight's gradient."""
+    return head.operand(hidden.masked_fill(ignored.unsqueeze(-1), 0))
+
+
+def _forward(hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index):
+    """By chunks of tokens, the same as those of ``linear_loss``: so log-probabilities of both have the same bits."""
+    head = flat(hidden, weight, bias, memory_budget)
+    results = empty_results(weight, target.shape)
+    of_rows = [result.view(-1, *result.shape[target.dim() :]) for result in results]
+    targets, chunks, words = target.flatten(), head.token_chunks(), slice(0, head.words)
+    buffer = head.new_logits(chunks[0].stop if chunks else 0, head.words)
+    for tokens in chunks:
+        logits = buffer[: tokens.stop - tokens.start]
+        head.logits(logits, head.operand(head.hidden[tokens]), words)
+        parts = torch.ops.maspo.logprob_forward(logits, targets[tokens], temperature, ignore_index)
+        for whole, part in zip(of_rows, parts, strict=True):
+            whole[tokens] = part
+    return results
+
+
+def _backward(
+    dlog_prob, dentropy, hidden, weight, target, entropy, state, temperature=1.0, bias=None, *,
+    memory_budget=None, ignore_index, need_hidden=True, need_weight=True, need_bias=False,
+):  # fmt: skip
+    """By chunks of words: their logits again for all tokens, the gradient of these, its products."""
+    head = flat(hidden, weight, bias, memory_budget)
+    targets, tokens = target.flatten(), head.hidden.shape[0]
+    operand = finite_operand(head, head.hidden, targets == ignore_index)
+    grads = Gradients(
+        head.hidden.new_zeros(head.hidden.shape, dtype=head.dtype) if need_hidden else None,
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
+        torch.empty_like(bias, dtype=head.dtype) if need_bias else None,
+    )
+    scale = half_scale(head, dlog_prob, dentropy)
+    if scale is not None:
+        dlog_prob, dentropy = dlog_prob / scale, None if dentropy is None else dentropy / scale
+    chunks = head.word_chunks()
+    buffer = head.new_logits(tokens * chunks[0].stop, 1)
+    for words in chunks:
+        count = words.stop - words.start
+        logits = buffer[: tokens * count].view(tokens, count)
+        head.logits(logits, operand, words)
+        dlogits = head.new_dlogits(logits)
+        torch.ops.maspo.logprob_backward_out(
+            dlog_prob, dentropy, logits, targets, entropy, state, temperature, ignore_index, words.start, head.words,
+            grad=dlogits,
+        )  # fmt: skip
+        head.gradients(dlogits, operand, words, grads, first=True)
+    grad_hidden, grad_weight, grad_bias = grads.results(weight)
+    if scale is not None:
+        grad_hidden, grad_weight, grad_bias = grad_hidden * scale, grad_weight.mul_(scale), grad_bias * scale
+    return grad_hidden.to(hidden.dtype).view(hidden.shape if need_hidden else 0), grad_weight, grad_bias.to(weight.dtype)
+
+
+def half_scale(head: Head, *row_grads: Tensor | None) -> Tensor | None:
+    """A power of two near the largest of the rows' gradients, by which they are divided where logits' gradients are halves.
+
+    A mean over many tokens makes them too small for float16. None: nothing to do.
+    """
+    if head.operand_dtype == head.dtype:
+        return None
+    largest = torch.stack([grad.abs().amax() for grad in row_grads if grad is not None and grad.numel()] or [torch.ones(())])
+    scale = largest.amax().log2().floor().exp2()
+    return torch.where((scale > 0) & scale.isfinite(), scale, 1.0)
+
+
+_library.impl("linear_logprob", _linear_logprob, "CompositeImplicitAutograd")
+for _key in ("CPU", "CUDA"):
+    _library.impl("linear_logprob_forward", _forward, _key)
+    _library.impl("linear_logprob_backward", _backward, _key)
+
+
+@register_fake("maspo::linear_logprob_forward")
+def _(hidden, weight, target, temperature=1.0, bias=None, **_keywords):
+    return empty_results(weight, target.shape)
+
+
+@register_fake("maspo::linear_logprob_backward")
+def _(
+    dlog_prob, dentropy, hidden, weight, target, entropy, state, temperature=1.0, bias=None, *,
+    need_hidden=True, need_weight=True, need_bias=False, **_keywords,
+):  # fmt: skip
+    return (
+        hidden.new_empty(hidden.shape if need_hidden else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(weight.shape[:1] if need_bias else 0),
+    )

@@ -1,0 +1,306 @@
+"""``torch.ops.maspo.linear_loss``: from hidden states to the policy loss, with the gradients made on the way."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake
+
+from maspo_ext.config import config_class_of, config_for
+from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.functional import loss_keywords, policy_loss
+from maspo_ext.logits import checks
+from maspo_ext.logits.head import Gradients
+from maspo_ext.logits.linear_logprob import (
+    asks_for_gradient,
+    finite_operand,
+    flat,
+    half_scale,
+    linear_logprob,
+    needed,
+)
+from maspo_ext.logits.logprob import as_target, empty_results
+from maspo_ext.methods import BapoConfig, MethodConfig
+from maspo_ext.ops import prepare
+from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_names
+
+_library = Library("maspo", "IMPL")
+_TWIN = "maspo_ext.logits.reference.linear_loss"
+# The target of a masked token: no word, and nothing that a user would pass.
+_MASKED = -(2**62)
+# A token's part of the loss depends on no other token, but for the row's scale: so a chunk is taken for one sequence.
+_OF_ONE_CHUNK = {
+    "loss_agg_mode": "token-sum",
+    "dp_size": 1,
+    "batch_num_tokens": None,
+    "global_batch_size": None,
+    "loss_scale_factor": None,
+    "cu_seqlens": None,
+    "max_seqlen": None,
+}
+_OPTIONS = frozenset(inspect.signature(policy_loss).parameters)
+
+
+class LinearLossOutput(NamedTuple):
+    """What :func:`linear_loss` returns.
+
+    Attributes:
+        loss: scalar, differentiable in ``hidden``, ``weight`` and ``bias``; float64 for float64 inputs, else float32.
+        stats: named statistics, still on the device.
+        log_prob, entropy: of each token, without gradient, nats; 0 where masked.
+    """
+
+    loss: Tensor
+    stats: PolicyLossStats
+    log_prob: Tensor
+    entropy: Tensor
+
+
+def linear_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    memory_budget: int | None = None,
+    ratio_mode: str = "maspo",
+    config: MethodConfig | None = None,
+    **options: Any,
+) -> LinearLossOutput:
+    """:func:`maspo_ext.policy_loss` of :func:`maspo_ext.linear_logprob`, in three matrix products and without the logits.
+
+    The loss divides by counts that are known before the first chunk of tokens. So a chunk's logits become their own gradient
+    at once, and the gradients of ``hidden`` and ``weight`` are there when the forward pass is: logits need not be made
+    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once.
+    ``bapo`` needs all log-probabilities before the first gradient: it takes the two functions one after the other.
+
+    Args:
+        hidden, weight, target, temperature, bias, memory_budget: as of :func:`maspo_ext.linear_logprob`, ``hidden``
+            ``[B, T, H]`` and ``target`` ``[B, T]``; with ``cu_seqlens`` ``[total_tokens, H]`` and ``[total_tokens]``. Masked
+            tokens are not used, whatever their target.
+        old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`, but for
+            ``entropy``: where the advantages are shaped by it (``ratio_mode="entropy_adv"``, ``entropy_alpha``), it is the
+            one made here.
+
+    Returns:
+        ``LinearLossOutput(loss, stats, log_prob, entropy)``; ``log_prob`` has the bits of :func:`maspo_ext.linear_logprob`
+        for the same tensors and budget.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        RuntimeError: a second backward pass, a second derivative, or a target out of range on a CPU.
+        IndexError: by ``stats.to_dict()``, if an unmasked target was out of range on a GPU.
+
+    Source: ``LigerFusedLinearGRPOLoss`` of Liger-Kernel for the idea of gradients made in the forward pass.
+    """
+    if "entropy" in options:
+        raise ValueError(
+            "maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it; entropy_alpha and "
+            "entropy_kappa say how it shapes the advantages."
+        )
+    hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
+    method = config_for(ratio_mode, config, hyper)
+    shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
+    policy = (old_log_prob, advantages, response_mask)
+    if isinstance(method, BapoConfig):
+        target = torch.where(response_mask != 0, target, _MASKED)
+        log_prob, entropy = linear_logprob(
+            hidden, weight, target, temperature, bias, ignore_index=_MASKED, memory_budget=memory_budget
+        )
+        loss, stats = policy_loss(
+            log_prob, *policy, ratio_mode=ratio_mode, config=method, entropy=entropy.detach() if shaped else None, **options
+        )  # fmt: skip
+        return LinearLossOutput(loss, _with_invalid_targets(stats, target, weight), log_prob.detach(), entropy.detach())
+    if options.pop("all_reduce_sums", None) is not None:
+        raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
+    loss, stats, log_prob, entropy = torch.ops.maspo.linear_loss(
+        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, **loss_keywords(method, ratio_mode, **options)
+    )  # fmt: skip
+    names = stat_names(
+        ratio_mode,
+        entropy_adv=shaped,
+        ref_kl=options.get("ref_log_prob") is not None,
+        rollout_is=options.get("rollout_is_threshold") is not None,
+    )
+    target = torch.where(response_mask != 0, target, _MASKED)
+    return LinearLossOutput(
+        loss, _with_invalid_targets(PolicyLossStats(stats, names), target, weight), log_prob, entropy
+    )
+
+
+def _with_invalid_targets(stats: PolicyLossStats, target: Tensor, weight: Tensor) -> PolicyLossStats:
+    """With the count of targets out of range, where the op did not look at them: on a GPU it does not wait for them."""
+    if not weight.is_cuda:
+        return stats
+    invalid = ((target < 0) | (target >= weight.shape[0])) & (target != _MASKED)
+    count = invalid.sum(dtype=stats.tensor.dtype)
+    return PolicyLossStats(torch.cat([stats.tensor, count.reshape(1)]), (*stats.names, INVALID_TARGETS))
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, policy, temperature, keywords):
+        need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=2)
+        *results, grad_hidden, grad_weight, grad_bias = torch.ops.maspo.linear_loss_forward(
+            hidden, weight, target, *policy, temperature, bias, **keywords, **need
+        )
+        ctx.grads = [grad_hidden, grad_weight, grad_bias]
+        ctx.save_for_backward(hidden)
+        ctx.asked, ctx.dtype = list(need.values()), weight.dtype
+        ctx.mark_non_differentiable(*results[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        if grad_loss is None:
+            return (None,) * 7
+        if ctx.grads is None:
+            raise RuntimeError(
+                "maspo_ext: torch.ops.maspo.linear_loss: expected one backward pass, got a second (retain_graph=True), after the "
+                "gradients made in the forward pass were handed over. Call it again, or use linear_logprob and policy_loss."
+            )
+        grads, ctx.grads = ctx.grads, None
+        (hidden,) = ctx.saved_tensors
+        grads = [_scaled(grad, grad_loss, ctx.dtype) if asked else None for grad, asked in zip(grads, ctx.asked, strict=True)]
+        if grads[0] is not None:
+            grads[0] = grads[0].view(hidden.shape)
+        return *(None if grad is None else without_second(grad, hidden, "linear_loss", _TWIN) for grad in grads), None, None, None, None
+
+
+def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad * by`` as ``dtype``, in the memory of ``grad``, which nobody else has, where that can be."""
+    if type(grad) is not Tensor:  # torch.compile traces it, and finds the memory itself
+        return (grad * by).to(dtype)
+    if grad.dtype != dtype:
+        return torch.mul(grad, by, out=torch.empty_like(grad, dtype=dtype))
+    return grad if not grad.is_cuda and by.item() == 1 else grad.mul_(by)
+
+
+def _linear_loss(
+    hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *, memory_budget=None, **keywords
+):  # fmt: skip
+    """Kernel of ``maspo::linear_loss`` on every device."""
+    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        refuse_forward_mode(name, value, "linear_loss", _TWIN)
+    ratio_mode = keywords.get("ratio_mode", "maspo")
+    config_class = config_class_of(ratio_mode)
+    if config_class is BapoConfig or "entropy" in keywords:
+        what, remedy = (
+            ("entropy", "It is made here: drop it.")
+            if "entropy" in keywords
+            else (f"ratio_mode={ratio_mode!r}", "Its bounds need all log-probabilities first: use maspo_ext.linear_loss.")
+        )
+        raise ValueError(f"maspo_ext: torch.ops.maspo.linear_loss: expected no {what}, got it. {remedy}")
+    shaped = config_class().entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
+    # Stands for the log-probabilities and the entropy, which have its shape and device.
+    like = hidden[..., 0]
+    policy, keywords = prepare(
+        like, old_log_prob, advantages, response_mask, entropy=like if shaped else None, **keywords
+    )
+    keywords |= {"entropy": None, "shaped": shaped}
+    target = torch.where(response_mask != 0, as_target(target), _MASKED)
+    keywords["memory_budget"] = memory_budget
+    if asks_for_gradient(hidden, weight, bias):
+        return _LinearLoss.apply(hidden, weight, bias, target, policy, temperature, keywords)
+    none = {"need_hidden": False, "need_weight": False, "need_bias": False}
+    return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
+
+
+def _forward(
+    hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *,
+    memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
+    need_hidden=True, need_weight=True, need_bias=False, **keywords,
+):  # fmt: skip
+    """By chunks of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
+    head = flat(hidden, weight, bias, memory_budget)
+    policy = (old_log_prob, advantages, response_mask)
+    keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
+    whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+
+    def per_token(value: Tensor | None) -> Tensor | None:
+        """``[N]`` from one of the shapes that the loss takes."""
+        if value is None or value.shape == target.shape:
+            return None if value is None else value.reshape(-1)
+        if cu_seqlens is None:
+            return value.reshape(-1, 1).expand(target.shape).reshape(-1)
+        return value.reshape(-1).repeat_interleave(cu_seqlens.diff(), output_size=target.numel())
+
+    # The scale of a row depends on the mask alone: the old policy stands for the new one, which is not known yet.
+    row_scale = torch.ops.maspo.loss_forward(old_log_prob, *policy, **whole, need_grad=False)[3]
+    row_scale = row_scale.to(head.dtype)
+    half = half_scale(head, row_scale)
+    token_scale = per_token((row_scale if half is None else row_scale / half).unsqueeze(-1))
+
+    log_prob, entropy, _ = empty_results(weight, target.shape)
+    flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
+    flat_policy = [per_token(value) for value in policy]
+    of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
+    grad_hidden = head.hidden.new_zeros(head.hidden.shape, dtype=head.dtype) if need_hidden else None
+    grad_weight = torch.empty_like(weight, dtype=head.dtype, memory_format=torch.contiguous_format) if need_weight else None
+    grad_bias = torch.empty_like(bias, dtype=head.dtype) if need_bias else None
+
+    chunks, words = head.token_chunks(), slice(0, head.words)
+    buffer = head.new_logits(chunks[0].stop, head.words)
+    for tokens in chunks:
+
+        def of_chunk(value: Tensor | None, tokens: slice = tokens) -> Tensor | None:
+            return None if value is None else value[tokens].unsqueeze(0)
+
+        logits = buffer[: tokens.stop - tokens.start]
+        operand = finite_operand(head, head.hidden[tokens], targets[tokens] == _MASKED)
+        head.logits(logits, operand, words)
+        rows = (logits, targets[tokens])
+        flat_log_prob[tokens], of_entropy, state = torch.ops.maspo.logprob_forward(*rows, temperature, _MASKED)
+        flat_entropy[tokens] = of_entropy
+        if not (need_hidden or need_weight or need_bias):
+            continue
+        dlog_prob = torch.ops.maspo.loss_forward(
+            *map(of_chunk, (flat_log_prob, *flat_policy)),
+            **{**keywords, **{name: of_chunk(value) for name, value in of_token.items()}, **_OF_ONE_CHUNK},
+            entropy=of_chunk(flat_entropy) if shaped else None,
+        )[2].squeeze(0)
+        dlogits = head.new_dlogits(logits)
+        torch.ops.maspo.logprob_backward_out(
+            dlog_prob * token_scale[tokens], None, *rows, of_entropy, state, temperature, _MASKED, grad=dlogits
+        )
+        of_hidden = None if grad_hidden is None else grad_hidden[tokens]
+        head.gradients(dlogits, operand, words, Gradients(of_hidden, grad_weight, grad_bias), first=tokens.start == 0)
+
+    loss, stats = torch.ops.maspo.loss_forward(
+        log_prob, *policy, **whole, entropy=entropy if shaped else None, need_grad=False
+    )[:2]
+    grads = Gradients(grad_hidden, grad_weight, grad_bias).results(weight)
+    if half is not None:
+        grads = tuple(grad.mul_(half) for grad in grads)
+    return loss, stats, log_prob, entropy, *grads
+
+
+_library.impl("linear_loss", _linear_loss, "CompositeImplicitAutograd")
+for _key in ("CPU", "CUDA"):
+    _library.impl("linear_loss_forward", _forward, _key)
+
+
+@register_fake("maspo::linear_loss_forward")
+def _(
+    hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *,
+    need_hidden=True, need_weight=True, need_bias=False, **_keywords,
+):  # fmt: skip
+    log_prob, entropy, _ = empty_results(weight, target.shape)
+    return (
+        log_prob.new_empty(()),
+        log_prob.new_empty((NUM_STATS,), dtype=torch.float64),
+        log_prob,
+        entropy,
+        log_prob.new_empty((target.numel(), hidden.shape[-1]) if need_hidden else 0, dtype=log_prob.dtype if need_hidden else weight.dtype),
+        log_prob.new_empty(weight.shape if need_weight else 0, dtype=log_prob.dtype if need_weight else weight.dtype),
+        log_prob.new_empty(weight.shape[:1] if need_bias else 0, dtype=log_prob.dtype if need_bias else weight.dtype),
+    )
