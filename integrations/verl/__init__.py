@@ -10,6 +10,7 @@
 :mod:`.actor_config`      what the loss takes from the rest of the actor config, and checks of it as a whole
 :mod:`.loss`              the function in verl's registry: calls ``maspo_ext.policy_loss``
 :mod:`.model_output`      the entropy and the data-parallel group, which verl does not hand to that function
+:mod:`.fused_kernels`     the backend of verl's fused kernels: log-probabilities by ``maspo_ext.linear_logprob``
 :mod:`.registration`      puts it there, in every process
 :mod:`.distillation`      refuses the one place where verl would use its own PPO loss beside it
 :mod:`.versions`          which verl is supported

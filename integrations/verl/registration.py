@@ -2,6 +2,7 @@
 
 from types import ModuleType
 
+from . import fused_kernels
 from .import_hook import when_imported
 from .loss import PolicyLossAdapter
 from .model_output import wrap_ppo_loss
@@ -11,10 +12,11 @@ from .ratio_modes import FUSED, registry_name
 def install() -> None:
     """Register one loss per ``ratio_mode`` once verl imports its registry, and hand them what ``ppo_loss`` is given.
 
-    A second call changes nothing.
+    The backend of verl's fused kernels comes with them. A second call changes nothing.
     """
     when_imported("verl.trainer.ppo.core_algos", register_losses)
     when_imported("verl.workers.utils.losses", wrap_ppo_loss)
+    fused_kernels.install()
 
 
 def register_losses(core_algos: ModuleType) -> None:

@@ -122,14 +122,15 @@ def actor_of(ratio_mode, overrides):
     return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
 
 
-def make_worker(model_path, actor):
+def make_worker(model_path, actor, use_remove_padding=False, **model_settings):
     """As verl's ActorRolloutRefWorker does."""
     model = HFModelConfig(
         path=model_path,
         load_tokenizer=False,
-        use_remove_padding=False,
+        use_remove_padding=use_remove_padding,
         enable_gradient_checkpointing=False,
         override_config={"attn_implementation": "sdpa"},
+        **model_settings,
     )
     actor.engine.use_dynamic_bsz = False
     actor.engine.micro_batch_size_per_gpu = actor.ppo_micro_batch_size_per_gpu
@@ -146,21 +147,32 @@ def make_worker(model_path, actor):
     return worker
 
 
-def verl_update(worker, actor, batch):
-    """Metrics, gradients and largest change of a parameter by one ``TrainingWorker.train_batch``, which is undone."""
-    worker.set_loss_fn(partial(ppo_loss, config=actor))
-    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+def data_of_rank(worker, batch, **settings):
+    """The rows of this data-parallel rank, as verl's trainer sends them."""
+    rank, ranks = worker.engine.get_data_parallel_rank(), worker.engine.get_data_parallel_size()
     rows = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
     data = TensorDict({name: value[rows].clone() for name, value in batch.items()}, batch_size=ROWS // ranks)
     data = left_right_2_no_padding(data)
-    tu.assign_non_tensor(
-        data, global_batch_size=ROWS, temperature=1.0, calculate_entropy=actor.calculate_entropy, compute_loss=True
+    tu.assign_non_tensor(data, **settings)
+    return data
+
+
+def verl_update(worker, actor, batch, temperature=1.0):
+    """Metrics, gradients and largest change of a parameter by one ``TrainingWorker.train_batch``, which is undone."""
+    worker.set_loss_fn(partial(ppo_loss, config=actor))
+    data = data_of_rank(
+        worker,
+        batch,
+        global_batch_size=ROWS,
+        temperature=temperature,
+        calculate_entropy=actor.calculate_entropy,
+        compute_loss=True,
     )
     parameters = dict(worker.engine.module.named_parameters())
     before, gradients = {name: p.detach().clone() for name, p in parameters.items()}, {}
     # verl clears the gradients after the step.
     hook = worker.engine.optimizer.register_step_pre_hook(
-        lambda *_: gradients.update({name: full(p.grad) for name, p in parameters.items()})
+        lambda *_: gradients.update({name: full(p.grad) for name, p in parameters.items() if p.requires_grad})
     )
     output = worker.train_batch(data)
     hook.remove()
@@ -168,7 +180,8 @@ def verl_update(worker, actor, batch):
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(before[name])
-    return tu.get(output, "metrics"), gradients, moved
+    # Of the ranks that share their rows, verl gives one the metrics.
+    return None if output is None else tu.get(output, "metrics"), gradients, moved
 
 
 def full(tensor):

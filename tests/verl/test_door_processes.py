@@ -14,9 +14,10 @@ POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 PLUGIN = "maspo_ext.integrations.verl.plugin"
 TARGET = "maspo_ext.integrations.verl.PolicyLossConfig"
 NO_PLUGINS = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
-# As verl's workers do: the losses are imported before the config is made.
+# As verl's workers do: the losses and the models are imported before the config is made.
 WORKER = f"""
 import verl
+from verl.models.transformers import monkey_patch
 from verl.trainer.ppo import core_algos
 from verl.workers import engine_workers
 from verl.workers.utils import losses
@@ -24,6 +25,7 @@ from verl.utils.config import omega_conf_to_dataclass
 config = omega_conf_to_dataclass({{"_target_": "{TARGET}", "ratio_clip": {{"ratio_mode": "maspo"}}}})
 print("registered:", core_algos.get_policy_loss_fn(config.loss_mode))
 print("wrapped:", engine_workers.ppo_loss is losses.ppo_loss and hasattr(losses.ppo_loss, "__wrapped__"))
+print("fused:", hasattr(monkey_patch.patch_forward_with_backends, "__wrapped__"))
 """
 
 
@@ -74,6 +76,7 @@ def test_config_class_brings_the_loss_where_no_plugin_is_loaded(environment):
     result = run("-c", WORKER, **environment)
     assert "registered: PolicyLossAdapter('maspo')" in result.stdout, result.stderr
     assert "wrapped: True" in result.stdout
+    assert "fused: True" in result.stdout
 
 
 @pytest.mark.slow

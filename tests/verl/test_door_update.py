@@ -1,10 +1,6 @@
 """Real updates of stock verl's FSDP2 engine with the op, against one plain-torch pass over the whole batch."""
 
 import itertools
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,8 @@ import torch
 
 from maspo_ext import stat_names
 from maspo_ext.integrations.verl.ratio_modes import FUSED
+
+from .ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("fsdp_update.py")
 AGG = "actor_rollout_ref.actor.loss_agg_mode"
@@ -38,41 +36,12 @@ def tiny_model(tmp_path_factory):
     return folder
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def run_ranks(ranks, arguments, timeout=300):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-    env |= {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *arguments],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
-
-
 @pytest.fixture(scope="module", params=CASES)
 def results(request, tiny_model, tmp_path_factory):
     """By ratio_mode, what verl's engine and plain torch computed."""
     ranks, overrides = CASES[request.param]
     result_path = tmp_path_factory.mktemp("update") / "result.pt"
-    run_ranks(ranks, [tiny_model, result_path, *overrides])
+    run_ranks(ranks, SCRIPT, tiny_model, result_path, *overrides)
     return torch.load(result_path, weights_only=False)
 
 
