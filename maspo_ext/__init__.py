@@ -12,6 +12,7 @@ from maspo_ext.functional import PolicyLossOutput, policy_loss  # noqa: E402
 from maspo_ext.logits.linear_logprob import linear_logprob  # noqa: E402
 from maspo_ext.logits.linear_loss import LinearLossOutput, linear_loss  # noqa: E402
 from maspo_ext.logits.logprob import LogprobOutput, logprob  # noqa: E402
+from maspo_ext.logits.vocab_parallel import vocab_parallel_linear_logprob, vocab_parallel_logprob  # noqa: E402
 from maspo_ext.methods import (  # noqa: E402
     RATIO_MODES,
     BapoConfig,
@@ -22,7 +23,7 @@ from maspo_ext.methods import (  # noqa: E402
     PpoConfig,
     SapoConfig,
 )
-from maspo_ext.modules import PolicyLoss  # noqa: E402
+from maspo_ext.modules import LinearPolicyLoss, PolicyLoss  # noqa: E402
 from maspo_ext.stats import NUM_STATS, PolicyLossStats, stat_names  # noqa: E402
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "DacConfig",
     "EntropyAdvConfig",
     "LinearLossOutput",
+    "LinearPolicyLoss",
     "LogprobOutput",
     "MaspoConfig",
     "PolicyLoss",
@@ -47,4 +49,6 @@ __all__ = [
     "logprob",
     "policy_loss",
     "stat_names",
+    "vocab_parallel_linear_logprob",
+    "vocab_parallel_logprob",
 ]

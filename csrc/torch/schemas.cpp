@@ -39,8 +39,9 @@
   "str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "                \
   "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
 
-// Which words of which vocabulary the logits are, and what their targets mean.
-#define MASPO_WORDS "float temperature, int ignore_index, int first_word=0, SymInt? all_words=None"
+// Which words of which vocabulary the logits are.
+#define MASPO_SHARD "int first_word=0, SymInt? all_words=None"
+#define MASPO_WORDS "float temperature, int ignore_index, " MASPO_SHARD
 #define MASPO_LOGPROB_BACKWARD                                                                      \
   "Tensor dlog_prob, Tensor? dentropy, Tensor logits, Tensor target, Tensor entropy, Tensor state, " MASPO_WORDS
 #define MASPO_LINEAR "Tensor hidden, Tensor weight, Tensor target"
@@ -67,9 +68,9 @@ STABLE_TORCH_LIBRARY(maspo, m) {
   m.def("linear_logprob(" MASPO_LINEAR ", " MASPO_HEAD
         ", int ignore_index=-100) -> (Tensor log_prob, Tensor entropy)");
   m.def("linear_logprob_forward(" MASPO_LINEAR ", " MASPO_HEAD
-        ", int ignore_index) -> (Tensor log_prob, Tensor entropy, Tensor state)");
+        ", int ignore_index, " MASPO_SHARD ") -> (Tensor log_prob, Tensor entropy, Tensor state)");
   m.def("linear_logprob_backward(Tensor dlog_prob, Tensor? dentropy, " MASPO_LINEAR ", Tensor entropy, Tensor state, "
-        MASPO_HEAD ", int ignore_index, " MASPO_NEEDED ") -> (" MASPO_GRADS ")");
+        MASPO_HEAD ", int ignore_index, " MASPO_SHARD ", " MASPO_NEEDED ") -> (" MASPO_GRADS ")");
   m.def("linear_loss(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy)");
   m.def("linear_loss_forward(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS

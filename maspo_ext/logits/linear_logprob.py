@@ -116,7 +116,9 @@ def finite_operand(head: Head, hidden: Tensor, ignored: Tensor) -> Tensor:
     return head.operand(hidden.masked_fill(ignored.unsqueeze(-1), 0))
 
 
-def _forward(hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index):
+def _forward(
+    hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index, first_word=0, all_words=None
+):  # fmt: skip
     """By chunks of tokens, the same as those of ``linear_loss``: so log-probabilities of both have the same bits."""
     head = flat(hidden, weight, bias, memory_budget)
     results = empty_results(weight, target.shape)
@@ -126,7 +128,9 @@ def _forward(hidden, weight, target, temperature=1.0, bias=None, *, memory_budge
     for tokens in chunks:
         logits = buffer[: tokens.stop - tokens.start]
         head.logits(logits, head.operand(head.hidden[tokens]), words)
-        parts = torch.ops.maspo.logprob_forward(logits, targets[tokens], temperature, ignore_index)
+        parts = torch.ops.maspo.logprob_forward(
+            logits, targets[tokens], temperature, ignore_index, first_word, all_words
+        )
         for whole, part in zip(of_rows, parts, strict=True):
             whole[tokens] = part
     return results
@@ -134,7 +138,7 @@ def _forward(hidden, weight, target, temperature=1.0, bias=None, *, memory_budge
 
 def _backward(
     dlog_prob, dentropy, hidden, weight, target, entropy, state, temperature=1.0, bias=None, *,
-    memory_budget=None, ignore_index, need_hidden=True, need_weight=True, need_bias=False,
+    memory_budget=None, ignore_index, first_word=0, all_words=None, need_hidden=True, need_weight=True, need_bias=False,
 ):  # fmt: skip
     """By chunks of words: their logits again for all tokens, the gradient of these, its products."""
     head = flat(hidden, weight, bias, memory_budget)
@@ -156,8 +160,8 @@ def _backward(
         head.logits(logits, operand, words)
         dlogits = head.new_dlogits(logits)
         torch.ops.maspo.logprob_backward_out(
-            dlog_prob, dentropy, logits, targets, entropy, state, temperature, ignore_index, words.start, head.words,
-            grad=dlogits,
+            dlog_prob, dentropy, logits, targets, entropy, state, temperature, ignore_index,
+            first_word + words.start, all_words or head.words, grad=dlogits,
         )  # fmt: skip
         head.gradients(dlogits, operand, words, grads, first=True)
     grad_hidden, grad_weight, grad_bias = grads.results(weight)

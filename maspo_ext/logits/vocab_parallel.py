@@ -1,0 +1,191 @@
+"""Log-probability and entropy where each rank of a group has a shard of the vocabulary (a tensor-parallel lm_head).
+
+Each rank takes log-probability ``l_k`` and entropy ``H_k`` within its shard. With the shard's share ``p_k`` of the
+probability, which follows from the shards' log-sum-exps, ``log p = l_k + log p_k`` on the rank that has the target, and the
+entropy is ``sum_k p_k (H_k - log p_k)``. Two all-reduces of a few numbers per row: a maximum, then a sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maspo_ext.checks import _message
+from maspo_ext.derivatives import without_second
+from maspo_ext.logits import checks
+from maspo_ext.logits.linear_logprob import needed
+from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, row_gradients
+
+_TWIN = "maspo_ext.logits.reference on the gathered vocabulary"
+
+
+class _Shard(NamedTuple):
+    """The words ``[first_word, first_word + words)`` of ``all_words``, on this rank of ``group``."""
+
+    group: Any
+    first_word: int
+    words: int
+    all_words: int
+
+    def has(self, target: Tensor) -> Tensor:
+        return (target >= self.first_word) & (target < self.first_word + self.words)
+
+
+def vocab_parallel_logprob(
+    logits: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    *,
+    group: Any = None,
+    first_word: int | None = None,
+    all_words: int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> LogprobOutput:
+    """:func:`maspo_ext.logprob` over the vocabulary of a group, of which ``logits`` are this rank's shard.
+
+    Args:
+        logits: ``[..., V_k]``, this rank's words; as of :func:`maspo_ext.logprob`.
+        target: ``[...]``, words of the whole vocabulary, the same on all ranks.
+        temperature, ignore_index: as there.
+        group: the process group; None: the default one. Every rank of it must call, forward and backward.
+        first_word, all_words: where the shard begins, and the size of the whole; None: shards of one size, in the order of
+            the ranks, as Megatron's.
+
+    Returns:
+        ``LogprobOutput(log_prob, entropy)`` of the whole vocabulary, on every rank; gradients flow into this rank's logits.
+        As with Megatron's layers, the ranks' losses are one loss: upstream gradients must be the same on all ranks.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        RuntimeError: no process group, or a target out of range on a CPU.
+
+    Source: ``vocab_parallel_log_probs_from_logits``, ``vocab_parallel_entropy`` of verl 0.9.1 (``utils/megatron/tensor_parallel.py``).
+    """
+    checks.check_logits(logits, target, temperature)
+    shard = _shard(group, first_word, all_words, logits.shape[-1])
+    return LogprobOutput(*_Logprob.apply(logits, as_target(target), temperature, ignore_index, shard))
+
+
+def vocab_parallel_linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    *,
+    group: Any = None,
+    first_word: int | None = None,
+    all_words: int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    memory_budget: int | None = None,
+) -> LogprobOutput:
+    """:func:`maspo_ext.linear_logprob` over the vocabulary of a group: ``weight`` ``[V_k, H]`` and ``bias`` ``[V_k]`` are shards.
+
+    ``hidden`` is the same on all ranks, and its gradient is added over them. The rest is as of
+    :func:`vocab_parallel_logprob` and :func:`maspo_ext.linear_logprob`.
+    """
+    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    shard = _shard(group, first_word, all_words, weight.shape[0])
+    return LogprobOutput(
+        *_LinearLogprob.apply(hidden, weight, bias, as_target(target), temperature, ignore_index, memory_budget, shard)
+    )
+
+
+def _shard(group: Any, first_word: int | None, all_words: int | None, words: int) -> _Shard:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(
+            _message("group", "an initialised torch.distributed", "none", "Without ranks use logprob or linear_logprob.")
+        )
+    if (first_word is None) != (all_words is None):
+        raise ValueError(
+            _message("first_word, all_words", "both or neither", f"{first_word!r}, {all_words!r}", "Neither: equal shards.")
+        )
+    if first_word is None:
+        first_word, all_words = dist.get_rank(group) * words, dist.get_world_size(group) * words
+    if not 0 <= first_word <= first_word + words <= all_words:
+        raise ValueError(
+            _message("first_word", f"0 to all_words - {words} = {all_words - words}", first_word, "Where does this rank's shard begin?")
+        )  # fmt: skip
+    return _Shard(group, first_word, words, all_words)
+
+
+def _merged(
+    log_prob: Tensor, entropy: Tensor, state: Tensor, target: Tensor, ignore_index: int, shard: _Shard
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(log_prob, entropy, state)`` of the whole vocabulary from those of the shards."""
+    log_sum = state.sum(-1)
+    top = log_sum.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, shard.group)
+    above = log_sum - top
+    share = above.exp()
+    sums = torch.stack(
+        [
+            share,
+            torch.where(share == 0, 0, share * (entropy - above)),  # a shard of banned words has no entropy
+            torch.where(shard.has(target), log_prob + above, 0),
+        ]
+    )
+    dist.all_reduce(sums, dist.ReduceOp.SUM, shard.group)
+    total, weighted, of_target = sums
+    log_total = total.log()
+    ignored = target == ignore_index
+    whole = (
+        torch.where(ignored, 0, value).to(log_prob.dtype)
+        for value in ((of_target - log_total).clamp(max=0), (weighted / total + log_total).clamp(min=0))
+    )
+    return *whole, torch.stack([top, log_total], -1)
+
+
+class _Logprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, target, temperature, ignore_index, shard):
+        ctx.numbers = (temperature, ignore_index, shard.first_word, shard.all_words)
+        of_shard = torch.ops.maspo.logprob_forward(logits, target, *ctx.numbers)
+        log_prob, entropy, state = _merged(*of_shard, target, ignore_index, shard)
+        ctx.save_for_backward(logits, target, entropy, state)
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(ctx, dlog_prob, dentropy):
+        logits, target, entropy, state = ctx.saved_tensors
+        grad = torch.ops.maspo.logprob_backward(
+            *row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state, *ctx.numbers
+        )
+        return without_second(grad, logits, "logprob", _TWIN), None, None, None, None
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, target, temperature, ignore_index, memory_budget, shard):
+        ctx.temperature, ctx.group = temperature, shard.group
+        ctx.keywords = {
+            "memory_budget": memory_budget,
+            "ignore_index": ignore_index,
+            "first_word": shard.first_word,
+            "all_words": shard.all_words,
+        }
+        of_shard = torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **ctx.keywords)
+        log_prob, entropy, state = _merged(*of_shard, target, ignore_index, shard)
+        ctx.save_for_backward(hidden, weight, bias, target, entropy, state)
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy
+
+    @staticmethod
+    def backward(ctx, dlog_prob, dentropy):
+        hidden, weight, bias, target, entropy, state = ctx.saved_tensors
+        need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=2)
+        grads = torch.ops.maspo.linear_logprob_backward(
+            *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,
+            ctx.temperature, None if bias is None else bias.detach(), **ctx.keywords, **need,
+        )  # fmt: skip
+        if need["need_hidden"]:
+            dist.all_reduce(grads[0], dist.ReduceOp.SUM, ctx.group)
+        grads = (
+            without_second(grad, hidden, "linear_logprob", _TWIN) if asked else None
+            for grad, asked in zip(grads, need.values(), strict=True)
+        )
+        return *grads, None, None, None, None, None
