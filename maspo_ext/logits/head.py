@@ -16,7 +16,7 @@ from torch import Tensor
 from maspo_ext.logits.logprob import arithmetic_dtype
 
 # On a CPU the whole of an update then stays within 64 MiB beside its inputs and gradients; a GPU wants large products.
-DEFAULT_BUDGET = {"cpu": 56 * 2**20, "cuda": 512 * 2**20}
+DEFAULT_BUDGET = {"cpu": 60 * 2**20, "cuda": 512 * 2**20}
 # Words of a product on a CPU. MKL is faster by a third on blocks of this size than on a whole vocabulary at once.
 CPU_WORDS = 4096
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.

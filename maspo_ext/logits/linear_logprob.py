@@ -38,7 +38,7 @@ def linear_logprob(
         temperature: divides the logits.
         bias: ``[V]``, of the head, if it has one.
         ignore_index: rows with this target have results and gradients 0.
-        memory_budget: bytes for logits; None: 56 MiB on a CPU, 512 MiB on a GPU.
+        memory_budget: bytes for logits; None: 60 MiB on a CPU, 512 MiB on a GPU.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.
