@@ -57,6 +57,10 @@ test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another t
 bench: $(VENV)/built ## time of the loss beside its peers on this CPU, into benchmarks/results
 	$(VENV)/bin/python benchmarks/loss.py
 
+.PHONY: bench-linear
+bench-linear: $(VENV)/built ## time and memory from hidden states to the loss beside its peers on this CPU (10 minutes, 5 GB)
+	$(VENV)/bin/python benchmarks/linear.py
+
 .PHONY: gpu
 gpu: ## on a machine with a GPU, offline: tests, sanitizers and benchmarks on it, into benchmarks/results
 	$(PYTHON) benchmarks/gpu.py

@@ -1,7 +1,8 @@
 """Everything that needs a GPU, in one command: `make gpu`. Offline, on what the machine has: torch, pytest, matplotlib, the CUDA toolkit.
 
-Installs the wheel in dist/ (or builds one), runs the op's tests on the GPU, compute-sanitizer on a small set, and the benchmark;
-writes benchmarks/results/<gpu>-torch<version>-<commit>.json, .csv and .png; ends with a table, and exits 1 if anything failed.
+Installs the wheel in dist/ (or builds one), runs the ops' tests on the GPU, compute-sanitizer on a small set, and the benchmarks;
+writes benchmarks/results/<gpu>-torch<version>-<commit>.json, the benchmarks' .csv and .png beside it; ends with a table, and exits 1
+if anything failed.
 """
 
 from __future__ import annotations
@@ -37,14 +38,22 @@ def sanitizer_commands() -> dict[str, list[str]]:
     }
 
 
+def figures_of(result: Path) -> dict[str, Path]:
+    """By benchmark, its CSV."""
+    return {name: result.with_name(f"{result.stem}-{name}.csv") for name in ("loss", "linear")}
+
+
 def commands(result: Path) -> dict[str, list[str]]:
     pytest = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "cuda"]
     cupy = ["tests/cupy"] if _has("cupy") else []
     return {
         "install": install_command(),
-        "tests on the GPU": [*pytest, "tests/gpu", "tests/op", *cupy],
+        "tests on the GPU": [*pytest, "tests/gpu", "tests/op", "tests/logits", *cupy],
         **sanitizer_commands(),
-        "benchmark": [PYTHON, "benchmarks/loss.py", "--device", "cuda", "--out", str(result.with_suffix(".csv"))],
+        **{
+            f"benchmark {name}": [PYTHON, f"benchmarks/{name}.py", "--device", "cuda", "--out", str(path)]
+            for name, path in figures_of(result).items()
+        },
     }
 
 
@@ -87,8 +96,9 @@ def main() -> int:
         steps.append(run(step, command))
         if step == "install" and not steps[-1]["ok"]:
             break
-    figures = result_path.with_suffix(".csv")
-    cases = list(csv.DictReader(figures.open())) if figures.exists() else []
+    cases = {
+        name: list(csv.DictReader(path.open())) for name, path in figures_of(result_path).items() if path.exists()
+    }
     result = {"gpu": name, "torch": torch.__version__, "commit": commit(), "steps": steps, "cases": cases}
     result_path.write_text(json.dumps(result, indent=1))
     print()
