@@ -33,7 +33,8 @@ int logprob_cuda(const LogprobParams& params, CudaPlace place) {
 int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place) {
   return over_rows(params.logits, place, [&](auto format) {
     using Format = decltype(format);
-    if (params.grad_dtype == params.logits.dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, place);
+    const DType dtype = params.logits.dtype;
+    if (params.grad_dtype == dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, place);
     if constexpr (std::is_same_v<Format, Float32>) {
       if (params.grad_dtype == kBFloat16) return launch_rows(logprob_grad_kernel<Float32, BFloat16>, params, place);
       if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, place);

@@ -1,4 +1,4 @@
-// A few neighbouring numbers at a time, to and from registers; and a batch's tokens, four at a time, of any dtype and stride.
+// Neighbouring numbers to and from registers: packs of one dtype, and a batch's tokens by four, of any dtype and stride.
 #pragma once
 
 #include "cuda/format.cuh"

@@ -8,8 +8,8 @@ namespace maspo {
 
 constexpr int kRowWarps = 8;
 constexpr int kRowThreads = kRowWarps * kWarp;
-// Blocks per multiprocessor that the compiler is to make room for: 64 registers a thread forward and 80 backward for float32,
-// 128 for float64. With these it spills nothing (tests/building).
+// Blocks per multiprocessor that the compiler is to make room for: for float32 64 registers a thread forward, 80 backward;
+// for float64 128. With these it spills nothing (tests/building checks both).
 template <class S>
 constexpr int kLogprobBlocks = sizeof(S) == sizeof(float) ? 4 : 2;
 template <class S>
@@ -63,7 +63,8 @@ struct LogitAdder {
   // The maximum is raised once for all of the words. Each pack has sums of its own first: an addition need not wait for
   // the one before, and fewer numbers are added to what has grown large.
   template <int kPacks>
-  __device__ __forceinline__ void operator()(int64_t, int, const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) {
+  __device__ __forceinline__ void operator()(int64_t, int,
+                                             const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) {
     S z[kPacks][kWords], max[kPacks], highest = sums.max;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {

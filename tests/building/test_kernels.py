@@ -69,7 +69,7 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(compiled):
         r"ptxas info +: Used (\d+) registers",
         compiled[0],
     )
-    # 4 methods x 2 types forward, 4 types backward, BAPO's 2 sums, total and bounds; 4 types of logits, and 2 more gradients.
+    # 4 methods x 2 types forward, 4 types backward, BAPO's 2 sums, total and bounds; rows: 4 types of logits, 6 gradients.
     assert len(kernels) == 8 + 4 + 4 + 4 + 6, compiled[0]
     limits = budgets()
     for name, *memory, registers in kernels:

@@ -52,8 +52,8 @@ inline bool close(double a, double b, double tolerance) {
   return a == b || (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= tolerance;
 }
 
-inline void compare(const char* name, const std::vector<double>& actual, const std::vector<double>& expected, double rtol,
-                    double scale) {
+inline void compare(const char* name, const std::vector<double>& actual, const std::vector<double>& expected,
+                    double rtol, double scale) {
   for (size_t i = 0; i < expected.size(); ++i) {
     if (!close(actual[i], expected[i], rtol * std::fmax(scale, std::fabs(expected[i])))) {
       throw Failure{std::string(name) + "[" + std::to_string(i) + "]: " + std::to_string(actual[i]) + ", expected " +

@@ -132,7 +132,7 @@ py::dict logprob(uint64_t seed, const py::array& logits, const py::array_t<int64
   return answer;
 }
 
-// The errors of a launch for so many rows, forward and backward, which runs nothing: the logits are no numbers to compute with.
+// The errors of a launch for so many rows, forward and backward, which runs nothing: the logits are integers.
 py::tuple errors_of_rows(int64_t outer, int64_t inner) {
   LogprobParams p = {};
   p.logits = {nullptr, kInt32, outer, inner, 0, 0, 1};

@@ -16,7 +16,9 @@ using namespace maspo;
 // Memory of exactly its size, so that a sanitizer sees the first byte beyond it; NaN until it is written.
 class Memory {
  public:
-  explicit Memory(size_t bytes) : bytes_(bytes), data_(new unsigned char[bytes]) { std::memset(data_.get(), 0xff, bytes); }
+  explicit Memory(size_t bytes) : bytes_(bytes), data_(new unsigned char[bytes]) {
+    std::memset(data_.get(), 0xff, bytes);
+  }
   template <class T>
   T* as() const {
     return reinterpret_cast<T*>(data_.get());

@@ -9,7 +9,8 @@ using namespace emulation;
 
 namespace {
 
-// Where rows lie: [outer, inner] of them, at an offset that need not be aligned to vectors, in memory of exactly their extent.
+// Where rows lie: [outer, inner] of them, at an offset that need not be aligned to vectors, in memory of exactly their
+// extent.
 struct Layout {
   int64_t offset, outer_stride, inner_stride, extent;
 };
@@ -53,7 +54,7 @@ std::vector<double> numbers_of(const Memory& memory, DType dtype) {
   return values;
 }
 
-// Of a target: this shard's first, last or any word, one of another shard's, none at all, or the index that is left out.
+// This shard's first, last or any word, any of the vocabulary, none at all, or the index that is left out.
 int64_t draw_target(Draw& draw, const Targets& t, int64_t words) {
   const int64_t last = std::max<int64_t>(words - 1, 0);
   const int64_t choices[] = {t.first_word,
@@ -65,17 +66,17 @@ int64_t draw_target(Draw& draw, const Targets& t, int64_t words) {
   return choices[draw.integer(0, 5)];
 }
 
-// The forward pass of the CPU's engine in float64, of the same logits over temperature as the arithmetic type has them. A float
-// sum of its own would be further from the truth than the kernels are allowed to be.
+// The forward pass of the CPU's engine in float64, of the same logits over temperature as the arithmetic type has them.
+// A float sum of its own would be further from the truth than the kernels are allowed to be.
 RowResults exact_forward(LogprobParams p) {
   const LogitRows rows = p.logits;
   Memory z(row_count(rows) * rows.words * sizeof(double));
   for (int64_t row = 0; row < row_count(rows); ++row) {
     for (int64_t i = 0; i < rows.words; ++i) {
-      const void* logit = static_cast<const unsigned char*>(rows.data) + (row_offset(rows, row) + i) * size_of(rows.dtype);
-      const double v = number_at(logit, rows.dtype);
-      z.as<double>()[row * rows.words + i] =
-          rows.dtype == kFloat64 ? v * p.inv_temperature : static_cast<float>(v) * static_cast<float>(p.inv_temperature);
+      const int64_t offset = row_offset(rows, row) + i;
+      const double v = number_at(static_cast<const char*>(rows.data) + offset * size_of(rows.dtype), rows.dtype);
+      const float in_float = static_cast<float>(v) * static_cast<float>(p.inv_temperature);
+      z.as<double>()[row * rows.words + i] = rows.dtype == kFloat64 ? v * p.inv_temperature : in_float;
     }
   }
   p.logits = {z.as<void>(), kFloat64, rows.outer, rows.inner, rows.inner * rows.words, rows.words, rows.words};
@@ -106,7 +107,8 @@ std::vector<double> draw_row(Draw& draw, int64_t words) {
 void one_case(uint64_t seed, int) {
   Draw draw(seed);
   // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves.
-  const int64_t widths[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 127, 500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};
+  const int64_t widths[] = {0,   1,    2,    3,    4,    5,    7,    8,    9,    31,   127,
+                            500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};
   const DType types[] = {kFloat32, kFloat32, kFloat64, kBFloat16, kFloat16};
   const DType dtype = types[draw.integer(0, 4)];
   const int64_t words = widths[draw.integer(0, 20)], outer = draw.integer(0, 3), inner = draw.integer(1, 2);
