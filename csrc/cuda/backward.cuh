@@ -15,20 +15,10 @@ struct BackwardParams {
   Tiling tiling;
 };
 
-template <class T>
-struct Rounded {
-  __device__ __forceinline__ static T from(T value) { return value; }
-};
-struct RoundedBFloat16 {
-  __device__ __forceinline__ static uint16_t from(float value) { return bfloat16_from_float(value); }
-};
-struct RoundedFloat16 {
-  __device__ __forceinline__ static uint16_t from(float value) { return float16_from_float(value); }
-};
-
-// S: type of dlogp and grad_loss; T: type of grad, as stored; R: how to round S to T.
-template <class S, class T, class R>
+template <class Format>
 __global__ void __launch_bounds__(kBlockThreads) backward_kernel(BackwardParams p) {
+  using S = typename Format::Arithmetic;
+  using T = typename Format::Stored;
   const int64_t piece = piece_of_warp();
   if (piece >= piece_count(p.batch, p.tiling)) return;
   const double row_scale = p.row_scale[piece / p.tiling.pieces_per_row];
@@ -39,8 +29,8 @@ __global__ void __launch_bounds__(kBlockThreads) backward_kernel(BackwardParams 
     load_as<S>(dlogp, span.start + col, count, values, Cast<S>());
     T rounded[kLane];
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) rounded[i] = R::from(values[i] * scale);
-    store_four(static_cast<T*>(p.grad) + span.start + col, count, rounded);
+    for (int i = 0; i < kLane; ++i) rounded[i] = Format::rounded(values[i] * scale);
+    store_pack(static_cast<T*>(p.grad) + span.start + col, count, rounded);
   });
 }
 

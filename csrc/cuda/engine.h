@@ -1,6 +1,7 @@
 // The CUDA engine: launches on the given stream, no synchronisation, no torch.
 #pragma once
 
+#include "core/logits.h"
 #include "cuda/tiling.h"
 
 namespace maspo {
@@ -20,6 +21,11 @@ int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_l
 int bapo_sums_cuda(const BapoParams& params, CudaPlace place);
 int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, double target, double eps, bool upper_first,
                      double* bounds, CudaPlace place);
+
+// Rows of logits; any number that a grid has blocks for.
+int logprob_cuda(const LogprobParams& params, CudaPlace place);
+// The gradient has the logits' dtype; that of float32 logits may have bfloat16 or float16, too.
+int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place);
 
 const char* cuda_error_text(int error);
 

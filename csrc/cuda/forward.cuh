@@ -35,7 +35,7 @@ __device__ __forceinline__ void forward_four(const LossParams& p, const Hyper& h
       dlogp[i] = out.dlogp;
     }
   }
-  if (p.dlogp != nullptr) store_four(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp);
+  if (p.dlogp != nullptr) store_pack(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp);
 }
 
 // Whether this block is the last one of the grid to come here; what every other block wrote before is then visible to all

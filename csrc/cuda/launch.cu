@@ -1,17 +1,14 @@
-// Launches of the kernels.
-#include <cuda_runtime.h>
+// Launches of the loss' kernels.
+#include "cuda/launch.h"
 
 #include <atomic>
 
 #include "cuda/backward.cuh"
 #include "cuda/bapo.cuh"
-#include "cuda/engine.h"
 #include "cuda/forward.cuh"
 
 namespace maspo {
 namespace {
-
-constexpr int64_t kMaxBlocks = 2147483647;  // grid.x
 
 // Counters of the forward kernel's blocks, 0 between launches: so a launch needs no memory set before it. Each launch takes
 // the next one; two launches share a counter only with kCounters others between them, more than a device has in flight.
@@ -24,20 +21,6 @@ cudaError_t next_counter(unsigned** counter) {
   const cudaError_t status = cudaGetSymbolAddress(&first, counters);
   *counter = static_cast<unsigned*>(first) + launches.fetch_add(1, std::memory_order_relaxed) % kCounters;
   return status;
-}
-
-// The runtime is linked statically and has its own idea of the current device: it is set before every launch.
-cudaError_t enter(const Tiling& tiling, CudaPlace place) {
-  return tiling.units > kMaxBlocks ? cudaErrorInvalidConfiguration : cudaSetDevice(place.device);
-}
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, CudaPlace place, Arguments... arguments) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.stream = static_cast<cudaStream_t>(place.stream);
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 template <class S>
@@ -58,11 +41,6 @@ cudaError_t launch_forward(const LossParams& p, CudaPlace place) {
   }
 }
 
-template <class S, class T, class R>
-cudaError_t launch_backward(const BackwardParams& p, CudaPlace place) {
-  return launch(backward_kernel<S, T, R>, dim3(static_cast<unsigned>(p.tiling.units)), kBlockThreads, place, p);
-}
-
 template <class S>
 cudaError_t launch_bapo_sums(const BapoParams& p, CudaPlace place) {
   const unsigned candidates = candidate_count(p.candidates);
@@ -77,7 +55,7 @@ cudaError_t launch_bapo_sums(const BapoParams& p, CudaPlace place) {
 }  // namespace
 
 int forward_cuda(const LossParams& params, CudaPlace place) {
-  const cudaError_t status = enter(params.tiling, place);
+  const cudaError_t status = enter(params.tiling.units, place);
   if (status != cudaSuccess) return status;
   return params.log_prob.dtype == kFloat64 ? launch_forward<double>(params, place)
                                            : launch_forward<float>(params, place);
@@ -87,22 +65,16 @@ int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_l
                   const Batch& batch, CudaPlace place) {
   const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, cuda_tiling(batch.rows, batch.cols)};
   if (batch.rows == 0 || batch.cols == 0) return cudaSuccess;
-  const cudaError_t status = enter(p.tiling, place);
+  const cudaError_t status = enter(p.tiling.units, place);
   if (status != cudaSuccess) return status;
-  switch (dtype) {
-    case kFloat64:
-      return launch_backward<double, double, Rounded<double>>(p, place);
-    case kBFloat16:
-      return launch_backward<float, uint16_t, RoundedBFloat16>(p, place);
-    case kFloat16:
-      return launch_backward<float, uint16_t, RoundedFloat16>(p, place);
-    default:
-      return launch_backward<float, float, Rounded<float>>(p, place);
-  }
+  return with_format(dtype, [&](auto format) {
+    const dim3 blocks(static_cast<unsigned>(p.tiling.units));
+    return launch(backward_kernel<decltype(format)>, blocks, kBlockThreads, place, p);
+  });
 }
 
 int bapo_sums_cuda(const BapoParams& params, CudaPlace place) {
-  const cudaError_t status = enter(params.tiling, place);
+  const cudaError_t status = enter(params.tiling.units, place);
   if (status != cudaSuccess) return status;
   return params.log_prob.dtype == kFloat64 ? launch_bapo_sums<double>(params, place)
                                            : launch_bapo_sums<float>(params, place);

@@ -1,7 +1,7 @@
-// Four neighbouring tokens at a time, of any dtype and stride, to and from registers.
+// Neighbouring numbers to and from registers: packs of one dtype, and a batch's tokens by four, of any dtype and stride.
 #pragma once
 
-#include "core/half.h"
+#include "cuda/format.cuh"
 #include "cuda/reduce.cuh"
 
 namespace maspo {
@@ -18,22 +18,33 @@ __device__ __forceinline__ void for_each_four(const Batch& b, const Tiling& t, i
   }
 }
 
-template <class T>
-struct alignas(sizeof(T) * kLane <= 16 ? sizeof(T) * kLane : 16) Four {
-  T value[kLane];
+// The bytes that one access moves, of so many that lie side by side.
+constexpr int kAccessBytes = 16;
+template <class T, int N>
+constexpr int kPackAccess = sizeof(T) * N < kAccessBytes ? sizeof(T) * N : kAccessBytes;
+
+template <class T, int N>
+struct alignas(kPackAccess<T, N>) Pack {
+  T value[N];
 };
 
-template <class T>
-__device__ __forceinline__ bool aligned_for_four(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Four<T>) == 0;
+template <int N, class T>
+__device__ __forceinline__ bool aligned_for_pack(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % alignof(Pack<T, N>) == 0;
+}
+
+// At an address that is aligned for it.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
 }
 
 // `count` of the four exist; the others are left as they are.
 template <class T, class S, class Convert>
 __device__ __forceinline__ void load_as(const View& v, int64_t offset, int count, S (&out)[kLane], Convert convert) {
   const T* p = static_cast<const T*>(v.data) + offset;
-  if (count == kLane && v.col_stride == 1 && aligned_for_four(p)) {
-    const Four<T> four = *reinterpret_cast<const Four<T>*>(p);
+  if (count == kLane && v.col_stride == 1 && aligned_for_pack<kLane>(p)) {
+    const Pack<T, kLane> four = load_pack<kLane>(p);
 #pragma unroll
     for (int i = 0; i < kLane; ++i) out[i] = convert(four.value[i]);
   } else {
@@ -98,24 +109,24 @@ struct Word<16> {
 };
 
 // As __stcg: a plain store of a struct the compiler takes apart into its elements where the offset has 64 bits.
-template <class T>
-__device__ __forceinline__ void store_aligned(T* p, const T (&values)[kLane]) {
-  constexpr int kBytes = sizeof(T) * kLane < 16 ? sizeof(T) * kLane : 16;
-  using W = typename Word<kBytes>::type;
-  constexpr int kWords = sizeof(T) * kLane / kBytes;
-  W words[kWords];
+template <class T, int N>
+__device__ __forceinline__ void store_aligned(T* p, const T (&values)[N]) {
+  using W = typename Word<kPackAccess<T, N>>::type;
+  constexpr int kStores = sizeof(T) * N / sizeof(W);
+  W words[kStores];
   memcpy(words, values, sizeof(words));
 #pragma unroll
-  for (int i = 0; i < kWords; ++i) __stcg(reinterpret_cast<W*>(p) + i, words[i]);
+  for (int i = 0; i < kStores; ++i) __stcg(reinterpret_cast<W*>(p) + i, words[i]);
 }
 
-template <class T>
-__device__ __forceinline__ void store_four(T* p, int count, const T (&values)[kLane]) {
-  if (count == kLane && aligned_for_four(p)) {
+// `count` of the values exist.
+template <class T, int N>
+__device__ __forceinline__ void store_pack(T* p, int count, const T (&values)[N]) {
+  if (count == N && aligned_for_pack<N>(p)) {
     store_aligned(p, values);
   } else {
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) {
+    for (int i = 0; i < N; ++i) {
       if (i < count) p[i] = values[i];
     }
   }

@@ -47,18 +47,30 @@ __device__ __forceinline__ StatSums<double> warp_sums(const StatSums<S, kMethodS
   return total;
 }
 
-// The sum over the block's threads, known to all of them.
-__device__ __forceinline__ double block_sum(double value, double* scratch) {
-  const double of_warp = warp_sum(value);
+// What the warps of a block have, combined in their order and known to all threads.
+template <int kWarps, class Combine>
+__device__ __forceinline__ double over_warps(double of_warp, double total, double* scratch, Combine combine) {
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = of_warp;
   __syncthreads();
-  double total = 0;
-  for (int i = 0; i < kWarpsPerBlock; ++i) total += scratch[i];
+  for (int i = 0; i < kWarps; ++i) total = combine(total, scratch[i]);
   __syncthreads();  // before the next call writes scratch
   return total;
 }
 
-// The same for all sums; known to the block's first thread only. A barrier must come before scratch is written again.
+// The sum over the block's threads, known to all of them.
+template <int kWarps = kWarpsPerBlock>
+__device__ __forceinline__ double block_sum(double value, double* scratch) {
+  return over_warps<kWarps>(warp_sum(value), 0.0, scratch, [](double a, double b) { return a + b; });
+}
+
+// The same for the maximum of values that are no NaN.
+template <int kWarps = kWarpsPerBlock>
+__device__ __forceinline__ double block_max(double value, double* scratch) {
+  return over_warps<kWarps>(-warp_min(-value), -Limits<double>::max, scratch,
+                            [](double a, double b) { return at_least(a, b); });
+}
+
+// All sums of a pass; known to the block's first thread only. A barrier must come before scratch is written again.
 template <class S, int kMethodSums>
 __device__ __forceinline__ StatSums<double> block_sums(const StatSums<S, kMethodSums>& s, StatSums<double>* scratch) {
   const StatSums<double> of_warp = warp_sums(s);

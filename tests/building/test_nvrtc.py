@@ -9,13 +9,18 @@ SOURCE = """
 #include "cuda/backward.cuh"
 #include "cuda/bapo.cuh"
 #include "cuda/forward.cuh"
+#include "cuda/logprob.cuh"
 namespace maspo {
 template __global__ void forward_kernel<float, ClipHyper>(LossParams, unsigned*);
 template __global__ void forward_kernel<float, DacHyper>(LossParams, unsigned*);
 template __global__ void forward_kernel<float, MaspoHyper>(LossParams, unsigned*);
 template __global__ void forward_kernel<double, SapoHyper>(LossParams, unsigned*);
-template __global__ void backward_kernel<float, uint16_t, RoundedBFloat16>(BackwardParams);
+template __global__ void backward_kernel<BFloat16>(BackwardParams);
 template __global__ void bapo_sums_kernel<float>(BapoParams);
+template __global__ void logprob_kernel<BFloat16>(LogprobParams);
+template __global__ void logprob_kernel<Float64>(LogprobParams);
+template __global__ void logprob_grad_kernel<Float16, Float16>(LogprobGradParams);
+template __global__ void logprob_grad_kernel<Float32, BFloat16>(LogprobGradParams);
 }
 """
 

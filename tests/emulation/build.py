@@ -17,9 +17,10 @@ SANITIZERS = {
     "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
-KERNELS = "cuda/launch.cu"
-# What the kernels are run by and compared with.
-DRIVERS = {"random_cases": HERE / "random_cases.cpp", "emulated_kernels": HERE / "module.cpp"}
+# The programs that run random cases, each with the launches of its kernels; and the Python module, which has all.
+PROGRAMS = {"random_cases": "cuda/launch.cu", "random_rows": "cuda/launch_logprob.cu"}
+MODULE = "emulated_kernels"
+# What the kernels are compared with.
 CPU = ("cpu/isa_plain.cpp", "cpu/finish.cpp")
 
 
@@ -46,8 +47,9 @@ class Builder:
         run([compiler(), *FLAGS, *self.flags, *more, f"-I{csrc}", "-x", "c++", "-c", source, "-o", made])
         return made
 
-    def kernels(self, name: str, csrc: Path = CSRC) -> Path:
-        return self.compile(csrc / KERNELS, name, csrc)
+    def kernels(self, program: str, csrc: Path = CSRC) -> Path:
+        """Those of one of the PROGRAMS, from the sources in ``csrc``."""
+        return self.compile(csrc / PROGRAMS[program], f"kernels_{program}_{csrc.name}", csrc)
 
     @cache
     def scheduler(self) -> Path:
@@ -63,22 +65,22 @@ class Builder:
     @cache
     def driver(self, name: str) -> Path:
         more = []
-        if name == "emulated_kernels":
+        if name == MODULE:
             import pybind11
 
             more = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
-        return self.compile(DRIVERS[name], name, CSRC, *more)
+        return self.compile(HERE / f"{name}.cpp", name, CSRC, *more)
 
-    def program(self, kernels: Path, name: str) -> Path:
-        """``random_cases`` with these kernels."""
-        made = self.folder / name
-        run([compiler(), *self.flags, self.driver("random_cases"), kernels, *self.common(), "-o", made])
+    def program(self, program: str, csrc: Path = CSRC) -> Path:
+        """One of the PROGRAMS with the kernels of ``csrc``."""
+        made = self.folder / f"{program}_{csrc.name}"
+        run([compiler(), *self.flags, self.driver(program), self.kernels(program, csrc), *self.common(), "-o", made])
         return made
 
     def module(self) -> Path:
-        """The folder of the Python module ``emulated_kernels``."""
-        made = self.folder / f"emulated_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-        objects = [self.driver("emulated_kernels"), self.kernels("kernels"), *self.common()]
+        """The folder of the Python module."""
+        made = self.folder / f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
+        objects = [self.driver(MODULE), *map(self.kernels, PROGRAMS), *self.common()]
         run([compiler(), "-shared", *self.flags, *objects, "-o", made])
         return made.parent
 

@@ -1,30 +1,10 @@
 // Random batches through the emulated CUDA engine and the CPU engine, compared number by number.
-//
-//   random_cases <first seed> <count> [method]     exit 0: all agree; 1: the first that does not is described; 3: the
-//                                                  emulation found a wrong barrier or shuffle
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-
-#include "core/half.h"
-#include "cuda_runtime.h"
+#include "cases.h"
 #include "loss.h"
 
 using namespace emulation;
 
 namespace {
-
-class Draw {
- public:
-  explicit Draw(uint64_t seed) : generator_(seed) {}
-  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator_); }
-  bool chance(double p) { return std::bernoulli_distribution(p)(generator_); }
-  double normal() { return std::normal_distribution<double>()(generator_); }
-
- private:
-  std::mt19937_64 generator_;
-};
 
 // A tensor with strides, at an offset that need not be aligned to vectors, in memory of exactly its extent.
 struct Tensor {
@@ -48,44 +28,14 @@ Tensor make_tensor(Draw& draw, const Batch& b, DType dtype, bool per_row, Value 
     for (int64_t col = 0; col < cols; ++col) {
       const double v = value(row, col);
       void* p = t.memory.as<unsigned char>() + (offset + row * row_stride + col * col_stride) * size_of(dtype);
-      const float f = static_cast<float>(v);
-      const uint16_t half = dtype == kBFloat16 ? bfloat16_from_float(f) : float16_from_float(f);
-      const int64_t integer = static_cast<int64_t>(v);
-      if (dtype == kFloat32) {
-        std::memcpy(p, &f, 4);
-      } else if (dtype == kFloat64) {
-        std::memcpy(p, &v, 8);
-      } else if (dtype == kBFloat16 || dtype == kFloat16) {
-        std::memcpy(p, &half, 2);
-      } else {
-        std::memcpy(p, &integer, size_of(dtype));  // little endian
-      }
+      store_number(p, dtype, v);
     }
   }
   return t;
 }
 
-bool close(double a, double b, double tolerance) {
-  return a == b || (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= tolerance;
-}
-
-struct Failure {
-  std::string what;
-};
-
-void compare(const char* name, const std::vector<double>& actual, const std::vector<double>& expected, double rtol,
-             double scale) {
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (!close(actual[i], expected[i], rtol * std::fmax(scale, std::fabs(expected[i])))) {
-      throw Failure{std::string(name) + "[" + std::to_string(i) + "]: " + std::to_string(actual[i]) + ", expected " +
-                    std::to_string(expected[i])};
-    }
-  }
-}
-
 void one_case(uint64_t seed, int only_method) {
   Draw draw(seed);
-  cuda_on_host::set_seed(seed);
   const int64_t widths[] = {0, 1, 3, 4, 5, 31, 127, 128, 129, 500, 512, 513, 1025};
   Batch batch = {draw.integer(0, 7), widths[draw.integer(0, 12)], nullptr, 0};
   batch.tokens = batch.rows * batch.cols;
@@ -182,17 +132,4 @@ void one_case(uint64_t seed, int only_method) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc < 3) return std::fprintf(stderr, "usage: random_cases <first seed> <count> [method]\n"), 2;
-  const uint64_t first = std::strtoull(argv[1], nullptr, 10), count = std::strtoull(argv[2], nullptr, 10);
-  const int method = argc > 3 ? std::atoi(argv[3]) : -1;
-  for (uint64_t seed = first; seed < first + count; ++seed) {
-    try {
-      one_case(seed, method);
-    } catch (const Failure& failure) {
-      return std::fprintf(stderr, "seed %lu: %s\n", static_cast<unsigned long>(seed), failure.what.c_str()), 1;
-    }
-  }
-  std::printf("%lu cases agree\n", static_cast<unsigned long>(count));
-  return 0;
-}
+int main(int argc, char** argv) { return run_cases(argc, argv, one_case); }

@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, run on the CPU by an emulation of CUDA's threads (``cuda_runtime.h`` in this folder).
 
-Random batches through the kernels and the CPU engine, under sanitizers and over many orders of threads and blocks; the
+Random batches and rows through the kernels and the CPU engine, under sanitizers and over many orders of threads and blocks; the
 golden vectors; and faults planted in copies of the kernels, each of which the net has to catch.
 """
 
@@ -17,7 +17,7 @@ import torch
 import maspo_ext
 
 from ..op.golden import METRICS, NAMES, Golden
-from .build import CSRC, Builder, in_parallel
+from .build import CSRC, PROGRAMS, Builder, in_parallel
 
 CASES = {"plain": 200, "address": 100, "thread": 12}
 
@@ -39,15 +39,14 @@ def run_program(program: Path, count: int, *arguments: str) -> subprocess.Comple
     return completed
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
 @pytest.mark.parametrize(
     "sanitizer",
     ["plain", pytest.param("address", marks=pytest.mark.slow), pytest.param("thread", marks=pytest.mark.slow)],
 )
-def test_random_batches_agree_with_the_cpu_engine(sanitizer, builders):
+def test_random_cases_agree_with_the_cpu_engine(sanitizer, name, builders):
     """Each case has its own batch and its own order of threads and blocks."""
-    builder = builders[sanitizer]
-    program = builder.program(builder.kernels("kernels"), "random_cases")
-    completed = run_program(program, CASES[sanitizer])
+    completed = run_program(builders[sanitizer].program(name), CASES[sanitizer])
     assert completed.returncode == 0, completed.stderr[-4000:]
     assert f"{CASES[sanitizer]} cases agree" in completed.stdout
 
@@ -124,7 +123,7 @@ def test_pieces_cover_every_token_once(rows, cols, emulated):
     assert 128 <= tokens <= 4096
     strides = (cols + 7, 1)
     last_row = rows - 1
-    for index in sorted({0, 1, pieces // 2, pieces - 2, pieces - 1} & set(range(pieces))):
+    for index in sorted({0, min(1, pieces - 1), pieces // 2, max(pieces - 2, 0), pieces - 1}):
         first, last, offset, start = emulated.piece(rows, cols, last_row, index, *strides)
         assert (first, last) == (index * tokens, min((index + 1) * tokens, cols))
         assert offset == last_row * strides[0] + first and start == last_row * cols + first
@@ -143,15 +142,41 @@ def test_too_many_blocks_are_refused_and_not_cut_to_32_bits(emulated):
     assert emulated.error_of_units(2**31) == emulated.error_of_units(2**32 + 1) == invalid_configuration
 
 
+def test_too_many_rows_are_refused_and_not_cut_to_32_bits(emulated):
+    invalid_value, invalid_configuration = 1, 9
+    assert emulated.errors_of_rows(2**31 - 1, 1) == (invalid_value,) * 2  # as far as the unknown dtype
+    for outer, inner in ((2**31, 1), (2**16, 2**15), (1, 2**32 + 1)):
+        assert emulated.errors_of_rows(outer, inner) == (invalid_configuration,) * 2
+    assert emulated.errors_of_rows(0, 5) == (0, 0)  # no rows: nothing to launch
+
+
+def test_rows_further_apart_than_32_bits_count(emulated, tmp_path):
+    """Three rows in a file of 34 GB, of which only the pages that are touched exist."""
+    words, stride = 1000, 2**31 + 6
+    memory = np.memmap(tmp_path / "rows", np.float64, "w+", shape=(2 * stride + words,))
+    rows = np.lib.stride_tricks.as_strided(memory, (3, words), (8 * stride, 8))
+    draw = np.random.default_rng(0)
+    rows[:] = draw.normal(size=rows.shape)
+    logits = torch.tensor(rows, requires_grad=True)
+    target, (dlog_prob, dentropy) = np.array([0, 999, 500]), draw.normal(size=(2, 3))
+    got = emulated.logprob(seed=1, logits=rows, target=target, dlog_prob=dlog_prob, dentropy=dentropy)
+    log_p = logits.log_softmax(-1)
+    log_prob, entropy = log_p[range(3), target], -(log_p.exp() * log_p).sum(-1)
+    torch.autograd.backward((log_prob, entropy), (torch.tensor(dlog_prob), torch.tensor(dentropy)))
+    np.testing.assert_allclose(got["log_prob"], log_prob.detach(), rtol=1e-12)
+    np.testing.assert_allclose(got["entropy"], entropy.detach(), rtol=1e-12)
+    np.testing.assert_allclose(rows, logits.grad, rtol=1e-10, atol=1e-14)
+
+
 # ---- planted faults: file, what is replaced, by what, the sanitizer that has to catch it, and the words of the report
 
-FAULTS = {
+BATCH_FAULTS = {
     "write behind the end": ("load.cuh", "if (i < count) p[i] = values[i];", "p[i] = values[i];", "address", "heap-buffer-overflow"),
     "read behind the end": ("load.cuh", "if (i < count) out[i] = convert(p[i * v.col_stride]);", "out[i] = convert(p[i * v.col_stride]);", "address", "heap-buffer-overflow"),
-    "tail taken for a whole vector": ("load.cuh", "if (count == kLane && aligned_for_four(p)) {", "if (aligned_for_four(p)) {", "address", "heap-buffer-overflow|misaligned"),
-    "vectors at unaligned addresses": ("load.cuh", r"reinterpret_cast<uintptr_t>(p) % alignof(Four<T>) == 0", "p != nullptr", "address", "misaligned address"),
+    "tail taken for a whole vector": ("load.cuh", "if (count == N && aligned_for_pack<N>(p)) {", "if (aligned_for_pack<N>(p)) {", "address", "heap-buffer-overflow|misaligned"),
+    "vectors at unaligned addresses": ("load.cuh", "reinterpret_cast<uintptr_t>(p) % alignof(Pack<T, N>) == 0", "p != nullptr", "address", "misaligned address"),
     "no barrier after a shared write": ("reduce.cuh", "scratch[threadIdx.x / kWarp] = of_warp;\n  __syncthreads();\n  StatSums", "scratch[threadIdx.x / kWarp] = of_warp;\n  StatSums", "thread", "data race"),
-    "no barrier before a shared array is written again": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n  return total;\n}\n\n// The same", "  return total;\n}\n\n// The same", "thread", "data race"),
+    "no barrier before a shared array is written again": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n  return total;", "  return total;", "thread", "data race"),
     "no barrier before the flag is read": ("forward.cuh", "  __syncthreads();\n  return *scratch;", "  return *scratch;", "thread", "data race"),
     "no release fence": ("forward.cuh", "__threadfence();  // release", "// release", "thread", "data race"),
     "no acquire fence": ("forward.cuh", "__threadfence();  // acquire", "// acquire", "thread", "data race"),
@@ -159,15 +184,33 @@ FAULTS = {
     "counter not reset": ("launch.cu", "*counter = static_cast<unsigned*>(first) + launches", "*counter = static_cast<unsigned*>(first) + 0 * launches", "plain", r"seed \d+: "),
     "wrong shuffle mask": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
     "a level of the shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) value +=", "for (int offset = kWarp / 4; offset > 0; offset /= 2) value +=", "plain", r"seed \d+: "),
-    "barrier in divergent code": ("reduce.cuh", "  __syncthreads();\n  double total = 0;", "  if (threadIdx.x < kWarp) __syncthreads();\n  double total = 0;", "plain", "different barriers|never come"),
+    "barrier in divergent code": ("reduce.cuh", "  __syncthreads();\n  for (int i", "  if (threadIdx.x < kWarp) __syncthreads();\n  for (int i", "plain", "different barriers|never come"),
     "last column lost": ("load.cuh", "col < span.last; col +=", "col < span.last - 1; col +=", "plain", r"seed \d+: dlogp"),
 }  # fmt: skip
+ROW_FAULTS = {
+    "read behind a row's end": ("logprob.cuh", "i < count ? row[first + i] : missing", "i < kWords + 0 * count ? row[first + i] : missing", "address", "heap-buffer-overflow"),
+    "a row's tail read as a whole pack": ("logprob.cuh", "words - (words - head) % kWords;", "words;", "address", "heap-buffer-overflow"),
+    "packs at unaligned addresses of a row": ("logprob.cuh", "bounded((kWords - past_boundary) % kWords, 0, words)", "0 * past_boundary", "address", "misaligned address"),
+    "gradient written behind a row's end": ("logprob.cuh", "store_pack(grad + first, count, rounded)", "store_pack(grad + first, kWords + 0 * count, rounded)", "address", r"heap-buffer-overflow|seed \d+: grad"),
+    "zeros written behind a row's end": ("logprob.cuh", "static_cast<int>(bounded(p.logits.words - first, 0, kWords))", "kWords", "address", r"heap-buffer-overflow|seed \d+: grad"),
+    "no barrier before a row's sums are read": ("reduce.cuh", "scratch[threadIdx.x / kWarp] = of_warp;\n  __syncthreads();\n  for", "scratch[threadIdx.x / kWarp] = of_warp;\n  for", "thread", "data race"),
+    "no barrier before the next of a row's sums": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n", "", "thread", "data race"),
+    "a level of the maximum's shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) {", "for (int offset = kWarp / 4; offset > 0; offset /= 2) {", "plain", r"seed \d+: "),
+    "wrong shuffle mask of a row": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
+    "a row's sums of one warp lost": ("logprob.cuh", "block_sum<kRowWarps>(s.sum, scratch)", "block_sum<kRowWarps - 1>(s.sum, scratch)", "plain", r"seed \d+: "),
+    "a row's last words lost": ("logprob.cuh", "if (threadIdx.x >= 2) return;", "if (threadIdx.x >= 1) return;", "plain", r"seed \d+: "),
+    "a step of a row lost": ("logprob.cuh", "first += kRowPacks * kStride", "first += (kRowPacks + 1) * kStride", "plain", r"seed \d+: "),
+    "words that are not there counted": ("logprob.cuh", "const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));", "const T banned = T(0);", "plain", r"seed \d+: "),
+    "maximum raised without the sums": ("logprob.cuh", "    raise_max(sums, highest);", "    sums.max = highest;", "plain", r"seed \d+: "),
+    "last word of a pack never the target": ("logprob.cuh", "target < first + kWords)", "target < first + kWords - 1)", "plain", r"seed \d+: grad"),
+}  # fmt: skip
+FAULTS = [("random_cases", name) for name in BATCH_FAULTS] + [("random_rows", name) for name in ROW_FAULTS]
 
 
 @pytest.mark.slow
 def test_every_planted_fault_is_caught(builders, tmp_path):
-    def caught(name: str) -> str:
-        file, old, new, sanitizer, report = FAULTS[name]
+    def caught(program: str, name: str) -> str:
+        file, old, new, sanitizer, report = (BATCH_FAULTS | ROW_FAULTS)[name]
         csrc = tmp_path / re.sub(r"\W", "_", name)
         shutil.copytree(CSRC, csrc)
         source = (csrc / "cuda" / file).read_text()
@@ -179,14 +222,12 @@ def test_every_planted_fault_is_caught(builders, tmp_path):
             forward = (csrc / "cuda" / "forward.cuh").read_text()
             assert (reset := "if (*scratch) *counter = 0;") in forward
             (csrc / "cuda" / "forward.cuh").write_text(forward.replace(reset, ""))
-        builder = builders[sanitizer]
-        program = builder.program(builder.kernels(csrc.name, csrc), f"random_cases_{csrc.name}")
-        completed = run_program(program, 40 if sanitizer != "thread" else 12)
+        completed = run_program(builders[sanitizer].program(program, csrc), 40 if sanitizer != "thread" else 12)
         if completed.returncode == 0 or not re.search(report, completed.stderr):
             return f"{name}: not caught (exit {completed.returncode}): {completed.stderr[-500:]}"
         return ""
 
     for builder in builders.values():
-        builder.common(), builder.driver("random_cases")
-    missed = [miss for miss in in_parallel([lambda name=name: caught(name) for name in FAULTS]) if miss]
+        builder.common(), [builder.driver(program) for program in PROGRAMS]
+    missed = [miss for miss in in_parallel([lambda fault=fault: caught(*fault) for fault in FAULTS]) if miss]
     assert not missed, "\n".join(missed)

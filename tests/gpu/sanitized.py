@@ -25,5 +25,25 @@ for rows, cols, dtype in (
     maspo_ext.policy_loss(
         *packed, cu_seqlens=cu_seqlens, max_seqlen=cols, ref_log_prob=packed[1], kl_coef=0.1
     ).loss.backward()
+for words, dtype in (
+    (5, torch.float32),
+    (8200, torch.float32),
+    (9001, torch.bfloat16),
+    (515, torch.float16),
+    (2050, torch.float64),
+):
+    for inplace_backward in (False, True):
+        logits = torch.randn(3, 3, words, device="cuda", dtype=dtype, requires_grad=True)
+        target = torch.tensor([[0, words - 1], [-100, words], [1, 2]], device="cuda")
+        results = torch.ops.maspo.logprob(logits.clone()[:, :2], target, 0.7, inplace_backward=inplace_backward)
+        sum(result.sum() for result in results).backward()
+for dtype in (torch.float32, torch.bfloat16):
+    hidden = torch.randn(5, 16, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.randn(1003, 16, device="cuda", dtype=dtype, requires_grad=True)
+    target, old = torch.randint(1003, (5,), device="cuda"), -torch.rand(5, device="cuda")
+    log_prob, entropy = torch.ops.maspo.linear_logprob(hidden, weight, target)
+    (log_prob.sum() + entropy.sum()).backward()
+    mask = torch.ones(5, device="cuda")
+    maspo_ext.linear_loss(hidden[None], weight, target[None], old[None], old[None], mask[None]).loss.backward()
 torch.cuda.synchronize()
 print("done")

@@ -1,4 +1,4 @@
-// The emulated kernels for pytest: a loss of float32 or float64 NumPy arrays, forward and backward.
+// The emulated kernels for pytest: a loss, or rows of logits, of float32 or float64 NumPy arrays, forward and backward.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 
 #include "cuda_runtime.h"
 #include "loss.h"
+#include "rows.h"
 
 namespace py = pybind11;
 using namespace emulation;
@@ -102,12 +103,53 @@ int error_of_units(int64_t units) {
   return forward_cuda(p, {0, nullptr});
 }
 
+// [N, V] logits, whose rows may lie anywhere, and [N] targets. The gradient takes the place of the logits.
+py::dict logprob(uint64_t seed, const py::array& logits, const py::array_t<int64_t>& target,
+                 const py::array_t<double>& dlog_prob, const py::array_t<double>& dentropy) {
+  cuda_on_host::set_seed(seed);
+  const View view = view_of(logits);
+  if (view.dtype != kFloat64 || view.col_stride != 1) throw std::invalid_argument("contiguous rows of float64, please");
+  LogprobParams p = {};
+  p.logits = {view.data, view.dtype, 1, logits.shape(0), 0, view.row_stride, logits.shape(1)};
+  p.target = {target.data(), -100, 0, logits.shape(1)};
+  p.inv_temperature = 1;
+  const RowResults results = forward_rows(p, true);
+  LogprobGradParams g = {};
+  g.logits = p.logits;
+  g.target = p.target;
+  g.inv_temperature = p.inv_temperature;
+  g.entropy = results.entropy.as<void>();
+  g.state = results.state.as<RowState>();
+  g.dlog_prob = dlog_prob.data();
+  g.dentropy = dentropy.data();
+  g.grad = const_cast<void*>(view.data);
+  g.grad_dtype = view.dtype;
+  g.grad_inner_stride = view.row_stride;
+  backward_rows(g, true);
+  py::dict answer;
+  answer["log_prob"] = numbers<double>(results.log_prob);
+  answer["entropy"] = numbers<double>(results.entropy);
+  return answer;
+}
+
+// The errors of a launch for so many rows, forward and backward, which runs nothing: the logits are integers.
+py::tuple errors_of_rows(int64_t outer, int64_t inner) {
+  LogprobParams p = {};
+  p.logits = {nullptr, kInt32, outer, inner, 0, 0, 1};
+  LogprobGradParams g = {};
+  g.logits = p.logits;
+  return py::make_tuple(logprob_cuda(p, {0, nullptr}), logprob_grad_cuda(g, {0, nullptr}));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, m) {
   m.def("tiling", &tiling);
   m.def("piece", &piece);
   m.def("error_of_units", &error_of_units);
+  m.def("errors_of_rows", &errors_of_rows);
+  m.def("logprob", &logprob, py::kw_only(), py::arg("seed"), py::arg("logits"), py::arg("target"), py::arg("dlog_prob"),
+        py::arg("dentropy"));
   m.def("loss", &loss, py::kw_only(), py::arg("seed"), py::arg("log_prob"), py::arg("old_log_prob"),
         py::arg("advantages"), py::arg("response_mask"), py::arg("rollout_is_weights"), py::arg("entropy"),
         py::arg("method"), py::arg("hyper"), py::arg("clip_ratio_c"), py::arg("dual_clip"), py::arg("entropy_alpha"),

@@ -1,0 +1,46 @@
+// Launches of the kernels for rows of logits.
+#include "cuda/launch.h"
+
+#include <type_traits>
+
+#include "cuda/logprob.cuh"
+
+namespace maspo {
+namespace {
+
+// A block per row; run(format) launches them. Nothing is launched for no rows.
+template <class Run>
+cudaError_t over_rows(const LogitRows& logits, CudaPlace place, Run run) {
+  if (row_count(logits) == 0) return cudaSuccess;
+  const cudaError_t status = enter(row_count(logits), place);
+  if (status != cudaSuccess) return status;
+  return with_format(logits.dtype, run);
+}
+
+template <class Kernel, class Params>
+cudaError_t launch_rows(Kernel kernel, const Params& p, CudaPlace place) {
+  return launch(kernel, dim3(static_cast<unsigned>(row_count(p.logits))), kRowThreads, place, p);
+}
+
+}  // namespace
+
+int logprob_cuda(const LogprobParams& params, CudaPlace place) {
+  return over_rows(params.logits, place, [&](auto format) {
+    return launch_rows(logprob_kernel<decltype(format)>, params, place);
+  });
+}
+
+int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place) {
+  return over_rows(params.logits, place, [&](auto format) {
+    using Format = decltype(format);
+    const DType dtype = params.logits.dtype;
+    if (params.grad_dtype == dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, place);
+    if constexpr (std::is_same_v<Format, Float32>) {
+      if (params.grad_dtype == kBFloat16) return launch_rows(logprob_grad_kernel<Float32, BFloat16>, params, place);
+      if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, place);
+    }
+    return static_cast<cudaError_t>(cudaErrorInvalidValue);
+  });
+}
+
+}  // namespace maspo

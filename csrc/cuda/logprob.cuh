@@ -1,0 +1,197 @@
+// Rows of logits: log-probability and entropy, and the gradient. One block per row, which is read once.
+#pragma once
+
+#include "core/logits.h"
+#include "cuda/load.cuh"
+
+namespace maspo {
+
+constexpr int kRowWarps = 8;
+constexpr int kRowThreads = kRowWarps * kWarp;
+// Blocks per multiprocessor that the compiler is to make room for: for float32 64 registers a thread forward, 80 backward;
+// for float64 128. With these it spills nothing (tests/building checks both).
+template <class S>
+constexpr int kLogprobBlocks = sizeof(S) == sizeof(float) ? 4 : 2;
+template <class S>
+constexpr int kLogprobGradBlocks = sizeof(S) == sizeof(float) ? 3 : 2;
+
+// A thread's step: so many packs of 16 bytes, all on their way before the first is used.
+constexpr int kRowPacks = 4;
+template <class T>
+constexpr int kPackWords = kAccessBytes / static_cast<int>(sizeof(T));
+
+// Calls each(first, count, packs) for this thread's words of a row: packs[k], an array of one or of kRowPacks, has
+// `count` words from first + k * kRowThreads * kPackWords on, and `missing` behind them. A row starts anywhere, so its
+// full packs are those that lie on 16-byte boundaries, and at either end some words are left over.
+template <class T, class Each>
+__device__ __forceinline__ void for_each_pack(const T* row, int64_t words, T missing, Each& each) {
+  constexpr int kWords = kPackWords<T>;
+  constexpr int64_t kStride = int64_t{kRowThreads} * kWords;
+  const int past_boundary = static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % kWords);
+  const int64_t head = bounded((kWords - past_boundary) % kWords, 0, words);
+  const int64_t end = words - (words - head) % kWords;  // of the full packs
+  int64_t first = head + static_cast<int64_t>(threadIdx.x) * kWords;
+  for (; first + (kRowPacks - 1) * kStride < end; first += kRowPacks * kStride) {
+    Pack<T, kWords> packs[kRowPacks];
+#pragma unroll
+    for (int k = 0; k < kRowPacks; ++k) packs[k] = load_pack<kWords>(row + first + k * kStride);
+    each(first, kWords, packs);
+  }
+  for (; first < end; first += kStride) {
+    const Pack<T, kWords> packs[1] = {load_pack<kWords>(row + first)};
+    each(first, kWords, packs);
+  }
+  // One thread for each of the two ends.
+  if (threadIdx.x >= 2) return;
+  first = threadIdx.x == 0 ? 0 : end;
+  const int count = static_cast<int>(threadIdx.x == 0 ? head : words - end);
+  if (count == 0) return;
+  Pack<T, kWords> packs[1];
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) packs[0].value[i] = i < count ? row[first + i] : missing;
+  each(first, count, packs);
+}
+
+// What a thread adds up forward.
+template <class Format>
+struct LogitAdder {
+  using S = typename Format::Arithmetic;
+  static constexpr int kWords = kPackWords<typename Format::Stored>;
+  S inv_temperature;
+  LogitSums<S> sums;
+
+  // The maximum is raised once for all of the words. Each pack has sums of its own first: an addition need not wait for
+  // the one before, and fewer numbers are added to what has grown large.
+  template <int kPacks>
+  __device__ __forceinline__ void operator()(int64_t, int,
+                                             const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) {
+    S z[kPacks][kWords], max[kPacks], highest = sums.max;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      max[k] = sums.max;
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        z[k][i] = Format::number(packs[k].value[i]) * inv_temperature;
+        max[k] = at_least(max[k], z[k][i]);
+      }
+      highest = at_least(highest, max[k]);
+    }
+    raise_max(sums, highest);
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      LogitSums<S> of_pack = {highest, S(0), S(0)};
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) add_logit(of_pack, z[k][i]);
+      sums.sum += of_pack.sum;
+      sums.weighted += of_pack.weighted;
+    }
+  }
+};
+
+// What a thread writes backward.
+template <class Format, class GradFormat>
+struct GradWriter {
+  using S = typename Format::Arithmetic;
+  using G = typename GradFormat::Stored;
+  static constexpr int kWords = kPackWords<typename Format::Stored>;
+  RowGradient<S> g;
+  int64_t target;  // the word, or nowhere
+  G* grad;
+
+  template <int kPacks>
+  __device__ __forceinline__ void operator()(int64_t first, int count,
+                                             const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) const {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      S dlogit[kWords];
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        dlogit[i] = dlogit_of(Format::number(packs[k].value[i]) * g.inv_temperature, g);
+      }
+      if (target >= first && target < first + kWords) {
+        const int position = static_cast<int>(target - first);
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          if (i == position) dlogit[i] += dtarget_of(g);
+        }
+      }
+      G rounded[kWords];
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) rounded[i] = GradFormat::rounded(dlogit[i]);
+      store_pack(grad + first, count, rounded);
+      first += int64_t{kRowThreads} * kWords;
+    }
+  }
+};
+
+// Over the block's threads, in a fixed order; known to all of them.
+__device__ __forceinline__ LogitSums<double> block_logits(LogitSums<double> s, double* scratch) {
+  raise_max(s, block_max<kRowWarps>(s.max, scratch));
+  return {s.max, block_sum<kRowWarps>(s.sum, scratch), block_sum<kRowWarps>(s.weighted, scratch)};
+}
+
+template <class Format>
+__global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::Arithmetic>)
+    logprob_kernel(LogprobParams p) {
+  using S = typename Format::Arithmetic;
+  using T = typename Format::Stored;
+  MASPO_SHARED(double, scratch, kRowWarps);
+  const int64_t row = blockIdx.x;
+  const int64_t index = p.target.index[row];
+  const TargetKind kind = target_kind(p.target, p.logits.words, index);
+  S& log_prob = static_cast<S*>(p.log_prob)[row];
+  S& entropy = static_cast<S*>(p.entropy)[row];
+  if (kind == kTargetIgnored) {
+    if (threadIdx.x == 0) {
+      log_prob = entropy = S(0);
+      p.state[row] = {0.0, 0.0};
+    }
+    return;
+  }
+  const T* words = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row);
+  const S inv_temperature = static_cast<S>(p.inv_temperature);
+  // Asked for before the row, so that nothing waits for it behind the row.
+  const T target = kind == kTargetHere ? words[index - p.target.first_word] : T(0);
+  const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));
+  LogitAdder<Format> adder = {inv_temperature, no_logits<S>()};
+  for_each_pack(words, p.logits.words, banned, adder);
+  const LogitSums<double> total = block_logits({adder.sums.max, adder.sums.sum, adder.sums.weighted}, scratch);
+  if (threadIdx.x != 0) return;
+  const LogitRow result = row_of(total);
+  p.state[row] = result.state;
+  entropy = static_cast<S>(result.entropy);
+  if (kind == kTargetHere) {
+    log_prob = static_cast<S>(log_prob_of(Format::number(target) * inv_temperature, result.state));
+  } else {
+    log_prob = static_cast<S>(kind == kTargetElsewhere ? 0.0 : not_a_number());
+  }
+}
+
+// The gradient may be the logits' own memory: a thread reads its words before it writes them, and no other thread does.
+template <class Format, class GradFormat>
+__global__ void __launch_bounds__(kRowThreads, kLogprobGradBlocks<typename Format::Arithmetic>)
+    logprob_grad_kernel(LogprobGradParams p) {
+  using S = typename Format::Arithmetic;
+  using T = typename Format::Stored;
+  using G = typename GradFormat::Stored;
+  constexpr int kWords = kPackWords<T>;
+  constexpr int64_t nowhere = -1;
+  const int64_t row = blockIdx.x;
+  const int64_t index = p.target.index[row];
+  const TargetKind kind = target_kind(p.target, p.logits.words, index);
+  G* grad = static_cast<G*>(p.grad) + grad_offset(p, row);
+  if (kind == kTargetIgnored) {
+    for (int64_t first = static_cast<int64_t>(threadIdx.x) * kWords; first < p.logits.words;
+         first += int64_t{kRowThreads} * kWords) {
+      const G zeros[kWords] = {};
+      store_pack(grad + first, static_cast<int>(bounded(p.logits.words - first, 0, kWords)), zeros);
+    }
+    return;
+  }
+  const int64_t target = kind == kTargetHere ? index - p.target.first_word : nowhere;
+  const T* words = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row);
+  const GradWriter<Format, GradFormat> writer = {row_gradient<S>(p, row, kind), target, grad};
+  for_each_pack(words, p.logits.words, T(0), writer);
+}
+
+}  // namespace maspo

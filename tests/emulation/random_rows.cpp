@@ -1,0 +1,186 @@
+// Random rows of logits through the emulated CUDA engine and the CPU engine, compared number by number.
+#include <algorithm>
+#include <limits>
+
+#include "cases.h"
+#include "rows.h"
+
+using namespace emulation;
+
+namespace {
+
+// Where rows lie: [outer, inner] of them, at an offset that need not be aligned to vectors, in memory of exactly their
+// extent.
+struct Layout {
+  int64_t offset, outer_stride, inner_stride, extent;
+};
+
+Layout draw_layout(Draw& draw, int64_t outer, int64_t inner, int64_t words) {
+  const auto some = [&](int64_t most) { return draw.chance(0.4) ? draw.integer(1, most) : 0; };
+  Layout layout = {some(7), 0, 0, 0};
+  const int64_t row = words + some(5);
+  if (draw.chance(0.3)) {  // as a transposed tensor
+    layout.outer_stride = row;
+    layout.inner_stride = outer * row + some(5);
+  } else {
+    layout.inner_stride = row;
+    layout.outer_stride = inner * row + some(5);
+  }
+  const int64_t last_row = (outer - 1) * layout.outer_stride + (inner - 1) * layout.inner_stride;
+  layout.extent = outer > 0 && words > 0 ? layout.offset + last_row + words : 0;
+  return layout;
+}
+
+void* element(const Memory& memory, DType dtype, int64_t index) {
+  return memory.as<unsigned char>() + index * size_of(dtype);
+}
+
+Memory copy_of(const Memory& memory) {
+  Memory copy(memory.bytes());
+  std::memcpy(copy.as<void>(), memory.as<void>(), memory.bytes());
+  return copy;
+}
+
+double number_at(const void* p, DType dtype) {
+  if (dtype == kFloat32) return *static_cast<const float*>(p);
+  if (dtype == kFloat64) return *static_cast<const double*>(p);
+  const uint16_t bits = *static_cast<const uint16_t*>(p);
+  return dtype == kBFloat16 ? float_from_bfloat16(bits) : float_from_float16(bits);
+}
+
+std::vector<double> numbers_of(const Memory& memory, DType dtype) {
+  std::vector<double> values(memory.bytes() / size_of(dtype));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = number_at(element(memory, dtype, i), dtype);
+  return values;
+}
+
+// This shard's first, last or any word, any of the vocabulary, none at all, or the index that is left out.
+int64_t draw_target(Draw& draw, const Targets& t, int64_t words) {
+  const int64_t last = std::max<int64_t>(words - 1, 0);
+  const int64_t choices[] = {t.first_word,
+                             t.first_word + last,
+                             t.first_word + draw.integer(0, last),
+                             draw.integer(0, t.all_words - 1),
+                             draw.chance(0.5) ? t.all_words : -1 - draw.integer(0, int64_t{1} << 40),
+                             t.ignore_index};
+  return choices[draw.integer(0, 5)];
+}
+
+// The forward pass of the CPU's engine in float64, of the same logits over temperature as the arithmetic type has them.
+// A float sum of its own would be further from the truth than the kernels are allowed to be.
+RowResults exact_forward(LogprobParams p) {
+  const LogitRows rows = p.logits;
+  Memory z(row_count(rows) * rows.words * sizeof(double));
+  for (int64_t row = 0; row < row_count(rows); ++row) {
+    for (int64_t i = 0; i < rows.words; ++i) {
+      const int64_t offset = row_offset(rows, row) + i;
+      const double v = number_at(static_cast<const char*>(rows.data) + offset * size_of(rows.dtype), rows.dtype);
+      const float in_float = static_cast<float>(v) * static_cast<float>(p.inv_temperature);
+      z.as<double>()[row * rows.words + i] = rows.dtype == kFloat64 ? v * p.inv_temperature : in_float;
+    }
+  }
+  p.logits = {z.as<void>(), kFloat64, rows.outer, rows.inner, rows.inner * rows.words, rows.words, rows.words};
+  p.inv_temperature = 1;
+  return forward_rows(p, false);
+}
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// A row's logits, as one of the sorts that a model's are, or that break a careless kernel.
+std::vector<double> draw_row(Draw& draw, int64_t words) {
+  enum Sort { kUsual, kWide, kConfident, kBanned, kAllBanned, kOneNan, kOneInfinity, kLevel, kNumSorts };
+  const int64_t sort = draw.chance(0.6) ? draw.integer(kUsual, kBanned) : draw.integer(0, kNumSorts - 1);
+  std::vector<double> row(words);
+  for (double& logit : row) {
+    logit = (sort == kWide ? 30 : 3) * draw.normal();
+    if ((sort == kBanned && draw.chance(0.5)) || sort == kAllBanned) logit = -kInfinity;
+    if (sort == kLevel) logit = 1;
+  }
+  const int64_t somewhere = draw.integer(0, std::max<int64_t>(words - 1, 0));
+  if (words == 0) return row;
+  if (sort == kConfident) row[somewhere] = 40;
+  if (sort == kOneNan) row[somewhere] = std::numeric_limits<double>::quiet_NaN();
+  if (sort == kOneInfinity) row[somewhere] = kInfinity;
+  return row;
+}
+
+void one_case(uint64_t seed, int) {
+  Draw draw(seed);
+  // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves.
+  const int64_t widths[] = {0,   1,    2,    3,    4,    5,    7,    8,    9,    31,   127,
+                            500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};
+  const DType types[] = {kFloat32, kFloat32, kFloat64, kBFloat16, kFloat16};
+  const DType dtype = types[draw.integer(0, 4)];
+  const int64_t words = widths[draw.integer(0, 20)], outer = draw.integer(0, 3), inner = draw.integer(1, 2);
+  const Layout layout = draw_layout(draw, outer, inner, words);
+  const int64_t rows = outer * inner;
+  const bool is_shard = draw.chance(0.4);
+  Targets target = {nullptr, draw.chance(0.8) ? -100 : 3, is_shard ? draw.integer(0, 3 * words) : 0, 0};
+  target.all_words = std::max<int64_t>(target.first_word + words + (is_shard ? draw.integer(0, 3 * words) : 0), 1);
+  Memory index(rows * sizeof(int64_t));
+  target.index = index.as<int64_t>();
+
+  Memory logits(layout.extent * size_of(dtype));
+  LogprobParams p = {};
+  p.logits = {element(logits, dtype, layout.extent > 0 ? layout.offset : 0), dtype, outer, inner,
+              layout.outer_stride, layout.inner_stride, words};
+  for (int64_t row = 0; row < rows; ++row) {
+    index.as<int64_t>()[row] = draw_target(draw, target, words);
+    if (index.as<int64_t>()[row] == target.ignore_index) continue;  // its logits stay NaN: nobody may look at them
+    const std::vector<double> values = draw_row(draw, words);
+    for (int64_t i = 0; i < words; ++i) {
+      store_number(element(logits, dtype, layout.offset + row_offset(p.logits, row) + i), dtype, values[i]);
+    }
+  }
+  p.target = target;
+  p.inv_temperature = draw.chance(0.5) ? 1.0 : 1 / 0.7;
+
+  const int launches = rows > 0 ? 1 : 0;
+  const double rtol = dtype == kFloat64 ? 1e-13 : 1e-6;
+  const DType arithmetic = dtype == kFloat64 ? kFloat64 : kFloat32;
+  cuda_on_host::count_launches();
+  const RowResults cuda = forward_rows(p, true), exact = exact_forward(p);
+  if (cuda_on_host::count_launches() != launches) throw Failure{"one launch forward: not so"};
+  compare("log_prob", numbers_of(cuda.log_prob, arithmetic), numbers<double>(exact.log_prob), rtol, 1);
+  compare("entropy", numbers_of(cuda.entropy, arithmetic), numbers<double>(exact.entropy), rtol, 1);
+  for (int64_t row = 0; row < rows; ++row) {
+    // Without a word that is not banned, the maximum is the lowest number of the arithmetic type.
+    double& max = exact.state.as<RowState>()[row].max;
+    if (arithmetic == kFloat32) max = at_least(max, -double{Limits<float>::max});
+  }
+  compare("state", numbers<double>(cuda.state), numbers<double>(exact.state), rtol, 1);
+
+  // The same source and the same exp: both gradients have the same numbers. Between the rows stays what was there.
+  LogprobGradParams g = {};
+  g.logits = p.logits;
+  g.target = p.target;
+  g.inv_temperature = p.inv_temperature;
+  g.entropy = cuda.entropy.as<void>();
+  g.state = cuda.state.as<RowState>();
+  Memory dlog_prob(rows * size_of(arithmetic)), dentropy(rows * size_of(arithmetic));
+  for (int64_t row = 0; row < rows; ++row) {
+    store_number(element(dlog_prob, arithmetic, row), arithmetic, draw.chance(0.2) ? 0 : draw.normal());
+    store_number(element(dentropy, arithmetic, row), arithmetic, draw.normal());
+  }
+  g.dlog_prob = dlog_prob.as<void>();
+  g.dentropy = draw.chance(0.5) ? dentropy.as<void>() : nullptr;
+  const bool in_place = draw.chance(0.4);
+  g.grad_dtype = in_place || dtype != kFloat32 || draw.chance(0.4) ? dtype : draw.chance(0.5) ? kBFloat16 : kFloat16;
+  const Layout grad_layout = in_place || draw.chance(0.3) ? layout : draw_layout(draw, outer, inner, words);
+  g.grad_outer_stride = grad_layout.outer_stride;
+  g.grad_inner_stride = grad_layout.inner_stride;
+  const auto gradient = [&](bool on_cuda) {
+    Memory grad = in_place ? copy_of(logits) : Memory(grad_layout.extent * size_of(g.grad_dtype));
+    g.grad = element(grad, g.grad_dtype, grad_layout.extent > 0 ? grad_layout.offset : 0);
+    g.logits.data = in_place ? g.grad : p.logits.data;
+    backward_rows(g, on_cuda);
+    return numbers_of(grad, g.grad_dtype);
+  };
+  cuda_on_host::count_launches();
+  compare("grad", gradient(true), gradient(false), 0, 0);
+  if (cuda_on_host::count_launches() != launches) throw Failure{"one launch backward: not so"};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_cases(argc, argv, one_case); }
