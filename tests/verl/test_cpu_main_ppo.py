@@ -51,7 +51,7 @@ def test_two_steps_with_maspo_and_fused_kernels(tmp_path):
         assert logged <= data.keys()
         assert data["actor/nonfinite_count"] == 0
         assert math.isfinite(data["actor/loss"]) and math.isfinite(data["actor/grad_norm"])
-        # The rollout's log-probs, out of logits, are those that the op makes for the actor that trains on them.
+        # The rollout's log-probs, from logits, are those that the actor that trains on them has from the op.
         assert data["training/rollout_probs_diff_max"] < 1e-4
     # Later mini-batches meet a policy that has moved: the gate has something to do. In the first step, since the learning
     # rate of the second is nearly 0; with the full batch, since of a few prompts all may have answers of one kind.
@@ -65,7 +65,7 @@ def test_two_steps_with_maspo_and_fused_kernels(tmp_path):
 
 @pytest.mark.slow
 def test_other_data_in_an_odd_batch(tmp_path):
-    """Without fused kernels. Prompts in GSM8K's schema; 5 prompts x 3 answers are a multiple of no batch size of the script."""
+    """Prompts in GSM8K's schema; 5 prompts x 3 answers are a multiple of no batch size of the script. Nothing fused."""
     for split in ("train", "test"):
         rows = [
             {

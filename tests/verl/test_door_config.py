@@ -306,6 +306,13 @@ def test_command_line_of_the_readme(row):
     assert ratio_mode_of(actor.policy_loss.loss_mode) == ROWS[row]
 
 
+def test_fused_kernels_of_the_readme(caplog):
+    (line,) = re.findall(rf"^  (.*{re.escape(BACKEND)}.*)$", README.read_text(), re.MULTILINE)
+    assert line.split() == FUSED_KERNELS
+    driver([*RUNNABLE, *line.split()])
+    assert not caplog.records
+
+
 def test_every_key_is_in_the_readme():
     text = README.read_text()
     # A row may name several keys that share their beginning: `bapo_ratio_lower_start`, `_max`; or "...".
