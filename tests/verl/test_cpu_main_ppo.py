@@ -65,7 +65,7 @@ def test_two_steps_with_maspo_and_fused_kernels(tmp_path):
 
 @pytest.mark.slow
 def test_other_data_in_an_odd_batch(tmp_path):
-    """Prompts in GSM8K's schema; 5 prompts x 3 answers are a multiple of no batch size of the script. Nothing fused."""
+    """Prompts in GSM8K's schema, no fused kernels; 5 prompts x 3 answers are a multiple of no batch size."""
     for split in ("train", "test"):
         rows = [
             {
