@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _MODEL_KEY = "actor_rollout_ref.model"
 _KEY = f"{_MODEL_KEY}.fused_kernel_options.impl_backend"
 _STRATEGIES = ("fsdp", "fsdp2")
+# Of these verl fuses nothing: it prints a line, and fails after the first rollout.
+_NOT_FUSED = ("kimi_vl",)
 # What transformers' models call a factor or a bound of the logits after the head. The fused forwards apply none.
 _CHANGES_OF_LOGITS = (
     "final_logit_softcapping",
@@ -45,6 +47,7 @@ def install() -> None:
     """Add the backend to verl's in this process; a second call changes nothing."""
     when_imported("verl.models.transformers.monkey_patch", _add_to_choice)
     when_imported("verl.utils.experimental.torch_functional", _call_head)
+    when_imported("verl.workers.config.actor", _guard_driver)
     when_imported("verl.workers.engine.base", _guard_engines)
 
 
@@ -106,13 +109,26 @@ def _call_head(torch_functional: ModuleType) -> None:
     torch_functional.FusedLinearForPPO = FusedLinearForPPO
 
 
+def _guard_driver(actors: ModuleType) -> None:
+    """Check the settings where verl's driver validates the actor's: before it starts a worker."""
+    validate = actors.ActorConfig.validate
+
+    @functools.wraps(validate)
+    def checked(self, n_gpus, train_batch_size, model_config=None):
+        validate(self, n_gpus, train_batch_size, model_config)
+        _check(model_config, self.strategy)
+
+    actors.ActorConfig.validate = checked
+
+
 def _guard_engines(engines: ModuleType) -> None:
-    """Check the settings where each engine of verl is made: some pay no attention to ``impl_backend``."""
+    """Check them where an engine is made, too: not every trainer of verl validates, and a model is known only here."""
     new = engines.EngineRegistry.new.__func__
 
     @functools.wraps(new)
     def checked(cls, model_type, backend, *args, **kwargs):
-        _check(args[0] if args else kwargs["model_config"], backend)
+        model_config = args[0] if args else kwargs.get("model_config")
+        _check(model_config, backend)
         return new(cls, model_type, backend, *args, **kwargs)
 
     engines.EngineRegistry.new = classmethod(checked)
@@ -135,6 +151,10 @@ def _check(model_config: Any, strategy: str) -> None:
             strategy,
             "That one has fused kernels of its own or none: drop this key, or set use_fused_kernels=False.",
         )
+    else:
+        family = getattr(getattr(model_config, "hf_config", None), "model_type", None)
+        if family in _NOT_FUSED:
+            raise _refused("a model that verl has a fused forward for", family)
 
 
 def _require_plain_head(model: torch.nn.Module) -> None:

@@ -122,15 +122,13 @@ def actor_of(ratio_mode, overrides):
     return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
 
 
-def make_worker(model_path, actor, use_remove_padding=False, **model_settings):
+def make_worker(model_path, actor, **model_settings):
     """As verl's ActorRolloutRefWorker does."""
     model = HFModelConfig(
         path=model_path,
         load_tokenizer=False,
-        use_remove_padding=use_remove_padding,
-        enable_gradient_checkpointing=False,
         override_config={"attn_implementation": "sdpa"},
-        **model_settings,
+        **{"use_remove_padding": False, "enable_gradient_checkpointing": False} | model_settings,
     )
     actor.engine.use_dynamic_bsz = False
     actor.engine.micro_batch_size_per_gpu = actor.ppo_micro_batch_size_per_gpu

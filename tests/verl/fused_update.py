@@ -1,4 +1,4 @@
-"""Updates of stock verl's FSDP2 engine on the CPU with impl_backend=maspo, and the same ones without fused kernels.
+"""Updates of stock verl's FSDP engines on the CPU with impl_backend=maspo, and the same ones without fused kernels.
 
 Run by test_door_fused.py in processes of its own, one per rank: ``python fused_update.py <models folder> <result.pt>``.
 """
@@ -8,6 +8,7 @@ import sys
 
 import torch
 from fsdp_update import VOCABULARY, actor_of, data_of_rank, make_batch, make_worker, verl_update
+from torch.distributed.fsdp import _init_utils as fsdp1
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding
 
@@ -15,11 +16,16 @@ import maspo_ext
 
 ACTOR = "actor_rollout_ref.actor"
 FUSED = {"use_fused_kernels": True, "fused_kernel_options": {"impl_backend": "maspo"}}
-# By name: which model, its settings, the temperature, the loss, and overrides of the actor.
+CHECKPOINTED = {"use_remove_padding": True, "enable_gradient_checkpointing": True}
+# By name: which model, its settings, the temperature (verl hands on what the command line says: an int, too), the loss,
+# and overrides of the actor.
 CASES = {
-    "padded": ("untied", {}, 1.0, "maspo", []),
+    "padded": ("untied", {}, 1, "maspo", []),
     "packed": ("untied", {"use_remove_padding": True}, 0.7, "maspo", []),
     "tied": ("tied", {"use_remove_padding": True}, 0.7, "maspo", []),
+    "checkpointed": ("untied", CHECKPOINTED, 0.7, "maspo", []),
+    "fsdp1": ("tied", {}, 0.7, "maspo", [f"{ACTOR}.strategy=fsdp"]),
+    "vision": ("vision", {}, 0.7, "maspo", []),
     "entropy": ("untied", {}, 1.3, "entropy_adv", [f"{ACTOR}.entropy_coeff=0.5"]),
     "lora": ("untied", {"lora_rank": 4}, 0.7, "maspo", []),
     "bfloat16": ("untied", {"use_remove_padding": True}, 0.7, "maspo", [f"{ACTOR}.fsdp_config.mixed_precision=null"]),
@@ -76,6 +82,8 @@ def run(models, model, settings, temperature, ratio_mode, overrides):
 
 
 def main(models, result_path):
+    # FSDP1 sends the first rank's weights to the others, and insists on doing so from a GPU; Gloo can do it, too.
+    fsdp1._check_module_states_for_sync_module_states = lambda module_states: None
     results = {}
     for name, (model, settings, *rest) in CASES_OF_RANKS[int(os.environ["WORLD_SIZE"])].items():
         results[name] = [run(models, model, settings | fused, *rest) for fused in ({}, FUSED)]

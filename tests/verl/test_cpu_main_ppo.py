@@ -1,6 +1,7 @@
 """`python -m verl.trainer.main_ppo` on a CPU, started by the script behind `make train`, for a step or two."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,10 @@ TWO_SHORT_STEPS = [
     "trainer.test_freq=-1",
     "data.val_max_samples=16",
 ]
+FUSED_KERNELS = [
+    "actor_rollout_ref.model.use_fused_kernels=True",
+    "actor_rollout_ref.model.fused_kernel_options.impl_backend=maspo",
+]
 
 
 def run(out, *overrides, **environment):
@@ -31,11 +36,13 @@ def run(out, *overrides, **environment):
 
 
 @pytest.mark.slow
-def test_two_steps_with_maspo(tmp_path):
-    status, log, records = run(tmp_path, *TWO_SHORT_STEPS)
+def test_two_steps_with_maspo_and_fused_kernels(tmp_path):
+    status, log, records = run(tmp_path, *TWO_SHORT_STEPS, *FUSED_KERNELS)
     # Two steps cannot reach the goal: the run must say so, and fail for that reason only.
     assert status == 1, log[-4000:]
     assert "goal missed: val-core/maspo/arithmetic" in log, log[-4000:]
+
+    assert "linear_logprob takes the place of the Torch backend in Qwen2ForCausalLM" in log
 
     assert [record["step"] for record in records] == [0, 1, 2]
     logged = {name for name in stat_names("maspo") if name is not None}
@@ -43,7 +50,8 @@ def test_two_steps_with_maspo(tmp_path):
         data = record["data"]
         assert logged <= data.keys()
         assert data["actor/nonfinite_count"] == 0
-        # The rollout's log-probs are those of the actor that trains on them.
+        assert math.isfinite(data["actor/loss"]) and math.isfinite(data["actor/grad_norm"])
+        # The rollout's log-probs, from logits, are those that the actor that trains on them has from the op.
         assert data["training/rollout_probs_diff_max"] < 1e-4
     # Later mini-batches meet a policy that has moved: the gate has something to do. In the first step, since the learning
     # rate of the second is nearly 0; with the full batch, since of a few prompts all may have answers of one kind.
@@ -57,7 +65,7 @@ def test_two_steps_with_maspo(tmp_path):
 
 @pytest.mark.slow
 def test_other_data_in_an_odd_batch(tmp_path):
-    """Prompts in GSM8K's schema; 5 prompts x 3 answers are a multiple of no batch size of the script."""
+    """Prompts in GSM8K's schema, no fused kernels; 5 prompts x 3 answers are a multiple of no batch size."""
     for split in ("train", "test"):
         rows = [
             {

@@ -254,6 +254,42 @@ def test_driver_refuses(override, prefix):
     assert f"maspo_ext: {RATIO_CLIP}.{key}: expected" in str(caught.value)
 
 
+# ---- the backend of verl's fused kernels, as far as the driver knows of it
+
+MODEL = "actor_rollout_ref.model"
+BACKEND = f"{MODEL}.fused_kernel_options.impl_backend"
+FUSED_KERNELS = [f"{MODEL}.use_fused_kernels=True", f"{BACKEND}=maspo"]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_driver_accepts_our_backend(strategy, caplog):
+    driver([*RUNNABLE, *FUSED_KERNELS, f"{ACTOR}.strategy={strategy}"])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("impl_backend", ["torch", "triton", "liger", "null"])
+def test_driver_leaves_other_backends_to_verl(impl_backend, caplog):
+    driver([*RUNNABLE, f"{MODEL}.use_fused_kernels=True", f"{BACKEND}={impl_backend}"])
+    assert not caplog.records
+
+
+def test_driver_refuses_a_misspelt_backend():
+    with pytest.raises(ValueError, match=f"{BACKEND}: expected maspo .*, got 'masp0'. Did you mean maspo?"):
+        driver([*RUNNABLE, f"{MODEL}.use_fused_kernels=True", f"{BACKEND}=masp0"])
+
+
+@pytest.mark.parametrize("engine", ["megatron", "veomni", "torchtitan"])
+def test_driver_refuses_our_backend_for_other_engines(engine):
+    driver([*RUNNABLE, f"model_engine={engine}"])
+    with pytest.raises(ValueError, match=f"{BACKEND}=maspo: expected .*fsdp or fsdp2, got '{engine}'"):
+        driver([*RUNNABLE, f"model_engine={engine}", *FUSED_KERNELS])
+
+
+def test_driver_warns_of_our_backend_without_fused_kernels(caplog):
+    driver([*RUNNABLE, f"{BACKEND}=maspo"])
+    assert f"{BACKEND}=maspo set but not used. Set {MODEL}.use_fused_kernels=True" in caplog.text
+
+
 # ---- the README's table of command lines
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -268,6 +304,13 @@ def test_command_line_of_the_readme(row):
     actor = driver([*RUNNABLE, "algorithm.adv_estimator=grpo", *overrides.split()])
     assert actor.policy_loss.ratio_clip.ratio_mode == ROWS[row]
     assert ratio_mode_of(actor.policy_loss.loss_mode) == ROWS[row]
+
+
+def test_fused_kernels_of_the_readme(caplog):
+    (line,) = re.findall(rf"^  (.*{re.escape(BACKEND)}.*)$", README.read_text(), re.MULTILINE)
+    assert line.split() == FUSED_KERNELS
+    driver([*RUNNABLE, *line.split()])
+    assert not caplog.records
 
 
 def test_every_key_is_in_the_readme():

@@ -193,8 +193,12 @@ def test_pkg_path_of_verl_config_is_recognized():
 
 @pytest.mark.slow
 def test_the_command_line_of_main_ppo():
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *published(""), "--cfg", "job", "-p", RATIO_CLIP]
+    fused_kernels = ["use_fused_kernels=True", "fused_kernel_options.impl_backend=maspo"]
+    overrides = [*published(""), *(f"actor_rollout_ref.model.{key}" for key in fused_kernels)]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, "--cfg", "job", "-p", "actor_rollout_ref"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    printed = OmegaConf.create(result.stdout[result.stdout.index("ratio_mode:") :])
-    assert {key: printed[key] for key in PUBLISHED} == PUBLISHED
+    printed = OmegaConf.create(result.stdout[result.stdout.index("\nactor:") :])
+    assert {key: printed.actor.policy_loss.ratio_clip[key] for key in PUBLISHED} == PUBLISHED
+    assert printed.model.use_fused_kernels is True
+    assert printed.model.fused_kernel_options == {"impl_backend": "maspo"}
