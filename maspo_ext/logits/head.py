@@ -71,14 +71,6 @@ class Head:
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
 
-    def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
-        """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
-        for block in self.blocks(words):
-            columns = out[:, block.start - words.start : block.stop - words.start]
-            product(hidden, self.operand(self.weight[block]).t(), columns)
-            if self.bias is not None:
-                columns += self.bias[block]
-
     def columns(self, of_words: Tensor, words: slice) -> Iterator[tuple[slice, Tensor]]:
         """The parts of ``words`` that are multiplied at once, each with its columns of ``of_words`` ``[n, words]``."""
         step = words.stop - words.start if self.weight.is_cuda else CPU_WORDS
@@ -137,10 +129,11 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def set_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """``out = a @ b``, rounded to the dtype of ``out``."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(torch.mm(a, b))
+    # Into a tensor that is there: of the forms of mm, autocast leaves those alone.
+    whole = out if a.dtype == out.dtype else a.new_empty(out.shape)
+    torch.mm(a, b, out=whole)
+    if whole is not out:
+        out.copy_(whole)
 
 
 def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
