@@ -145,7 +145,7 @@ def leaves(arguments: dict[str, Any], asked: tuple[str, ...] = HEAD) -> dict[str
 
 
 def run_head(function, arguments: dict[str, Any], asked: tuple[str, ...] = HEAD, **keywords: Any) -> tuple:
-    """``(log_prob, entropy, grad_hidden, grad_weight[, grad_bias])`` of ``linear_logprob`` or its twin; what is not asked for is left out."""
+    """``(log_prob, entropy, *gradients)`` of ``linear_logprob`` or its twin; the gradients that are asked for."""
     arguments = leaves(arguments, asked)
     log_prob, entropy = function(**arguments, **keywords)
     grads = [grad.to(log_prob) for grad in upstream(log_prob.shape)]
@@ -164,7 +164,7 @@ def converted(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def loss_batch(
     policy: dict[str, torch.Tensor], width: int = 16, words: int = 301, dtype=torch.float32, bias: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Arguments of ``linear_loss`` for a batch of tests.op.cases: old (and reference) log-probabilities near the new ones."""
+    """Arguments of ``linear_loss`` for a batch of tests.op.cases; old and reference policy are near the new one."""
     mask = policy["response_mask"]
     head = random_head(tuple(mask.shape), width, words, dtype, mask.device, bias)
     log_prob = maspo_ext.linear_logprob(**head).log_prob
@@ -175,7 +175,9 @@ def loss_batch(
     return {**head, **rest}
 
 
-def run_loss(function, arguments: dict[str, Any], asked: tuple[str, ...] = HEAD, upstream: float = 1.0, **keywords: Any):
+def run_loss(
+    function, arguments: dict[str, Any], asked: tuple[str, ...] = HEAD, upstream: float = 1.0, **keywords: Any
+):
     """``(loss, stats, log_prob, entropy, *gradients)`` of ``linear_loss``, its composition or its twin."""
     arguments = leaves(arguments, asked)
     loss, stats, log_prob, entropy = function(**arguments, **keywords)

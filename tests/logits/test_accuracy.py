@@ -1,9 +1,9 @@
 """Against the truth: no less exact than torch's log_softmax, but for a few units in the last place.
 
-The rule, for log_prob, entropy, the gradient of target words and that of all others, each: no error is larger than torch's
-largest on the same logits in the arithmetic's dtype, plus ``ULPS`` units of the largest number that the result is made of.
-Where a temperature multiplies the logits (torch divides, which rounds once less), ``ULPS`` units of these count, too. The
-gradient of bfloat16 and float16 logits is that of float32 rounded: half a unit of its own on top.
+The rule, for log_prob, entropy, the gradient of target words and that of all others, each: no error is larger than
+torch's largest on the same logits in the arithmetic's dtype, plus ``ULPS`` units of the largest number that the result
+is made of. Where a temperature multiplies the logits (torch divides, which rounds once less), ``ULPS`` units of these
+count, too. The gradient of bfloat16 and float16 logits is that of float32 rounded: half a unit of its own on top.
 """
 
 import numpy as np
@@ -25,9 +25,7 @@ def parts(rows, target):
     chosen = np.zeros(of_words[0].shape, dtype=bool)
     np.put_along_axis(chosen, np.asarray(target.cpu())[:, None], True, -1)
     names = "log_prob", "entropy", "gradient at the targets", "gradient elsewhere"
-    return [
-        dict(zip(names, (log_prob, entropy, value[chosen], value[~chosen]), strict=True)) for value in of_words
-    ]
+    return [dict(zip(names, (log_prob, entropy, value[chosen], value[~chosen]), strict=True)) for value in of_words]
 
 
 def largest(values: np.ndarray) -> float:
@@ -59,7 +57,7 @@ def test_vocabularies(words, dtype, device):
     assert_no_less_exact(*random_rows(3 if words > 10000 else 33, words, dtype, device))
 
 
-@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.3, 2.0])
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 2.0])
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("words", [1, 7, 2049, 32003])
 def test_temperatures(words, dtype, temperature, device):
@@ -101,7 +99,7 @@ def test_huge_logits(temperature, dtype, spread, shift, device):
 @pytest.mark.parametrize("words", [2, 7, 2048, 4099])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_banned_words(temperature, words, dtype, device):
-    """A third of the words, whole blocks among them, but for the target; of rows with a banned target see test_rows.py."""
+    """A third of the words, whole blocks among them; rows with a banned target are in test_rows.py."""
     logits, target = random_rows(6, words, dtype, device)
     banned = torch.rand(6, words, generator=torch.Generator().manual_seed(3)).to(device) < 1 / 3
     banned[3, : words // 2], banned[4, words // 2 :] = True, True

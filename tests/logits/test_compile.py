@@ -20,7 +20,7 @@ from .cases import (
     run_rows,
 )
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 FRONTS = {
     "logprob": (maspo_ext.logprob, run_rows),
@@ -121,7 +121,9 @@ def test_opcheck_below_linear_loss(method, device):
 @pytest.mark.parametrize("shape", [(3, 5), (0, 5)], ids=str)
 @every_dtype
 def test_fake_results_have_the_real_shapes_and_dtypes(dtype, shape, op, device):
-    arguments = {name: value[: shape[0]] if name in ("logits", "hidden", "target") else value for name, value in arguments_of(op, device, dtype).items()}  # fmt: skip
+    arguments = arguments_of(op, device, dtype)
+    for name in {"logits", "hidden", "target"} & set(arguments):
+        arguments[name] = arguments[name][: shape[0]]
     real = getattr(ops, op)(**arguments)
     fake = getattr(ops, op)(**{name: value.to("meta") for name, value in arguments.items()})
     assert [(r.shape, r.dtype, r.stride()) for r in real] == [(f.shape, f.dtype, f.stride()) for f in fake]
@@ -139,7 +141,7 @@ def test_compiled_has_the_bits_of_eager(dtype, op, dynamic, device):
         return (results.loss, results.stats.tensor, *results[2:]) if op == "linear_loss" else tuple(results)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for rows, cols in ((3, 5), (4, 7), (5, 2)):
+    for rows, cols in ((3, 5), (4, 7)):
         arguments = arguments_of(op, device, dtype, rows, cols)
         if op == "linear_loss":
             arguments = {name: value for name, value in arguments.items() if isinstance(value, torch.Tensor)}
@@ -151,6 +153,7 @@ def test_compiled_has_the_bits_of_eager(dtype, op, dynamic, device):
             assert_same_bits(run(compiled, arguments), run(function, arguments))
 
 
+@pytest.mark.slow
 @every_mode
 def test_compiled_linear_loss_of_every_mode(method, device):
     arguments = loss_batch(method.full_batch(3, 5, dtype=torch.float32, device=device), 6, 21)

@@ -1,4 +1,4 @@
-"""Which derivatives there are: those of each result alone, once or again; none of second order, none of forward mode."""
+"""Which derivatives there are: of each result alone, once or again; none of second order, none of forward mode."""
 
 import pytest
 import torch
@@ -7,9 +7,23 @@ from torch.autograd import forward_ad
 import maspo_ext
 
 from ..op.cases import random_batch
-from .cases import FLOAT_DTYPES, assert_same_bits, loss_batch, normal, random_head, random_rows, reference, run_rows, upstream
+from .cases import (
+    FLOAT_DTYPES,
+    assert_same_bits,
+    loss_batch,
+    normal,
+    random_head,
+    random_rows,
+    reference,
+    run_rows,
+    upstream,
+)
 
-INPUTS = {"logprob": ("logits",), "linear_logprob": ("hidden", "weight", "bias"), "linear_loss": ("hidden", "weight", "bias")}
+INPUTS = {
+    "logprob": ("logits",),
+    "linear_logprob": ("hidden", "weight", "bias"),
+    "linear_loss": ("hidden", "weight", "bias"),
+}
 every_op = pytest.mark.parametrize("op", INPUTS)
 FRONTS = {name: getattr(maspo_ext, name) for name in INPUTS}
 
@@ -53,7 +67,8 @@ def test_difference_quotients_of_linear_loss(ratio_mode, memory_budget, device):
         for seed in range(3):
             direction = normal(*value.shape, seed=seed).to(device)
             losses = [
-                FRONTS["linear_loss"](**{**arguments, name: value + sign * step * direction}).loss for sign in (1, -1)
+                FRONTS["linear_loss"](**{**arguments, name: value + sign * step * direction}).loss.detach()
+                for sign in (1, -1)
             ]
             quotient = float(losses[0] - losses[1]) / (2 * step)
             assert float((grad * direction).sum()) == pytest.approx(quotient, rel=1e-6, abs=1e-8), name
@@ -68,7 +83,9 @@ def test_gradcheck_in_chunks(memory_budget, device):
         target = torch.where(keep, head["target"], -100)
         return tuple(maspo_ext.linear_logprob(hidden, weight, target, 1.3, memory_budget=memory_budget))
 
-    assert torch.autograd.gradcheck(function, (head["hidden"].requires_grad_(), head["weight"].requires_grad_()), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        function, (head["hidden"].requires_grad_(), head["weight"].requires_grad_()), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -142,5 +159,7 @@ def test_forward_mode_is_refused(op, device):
         arguments = arguments_of(op, device)
         with forward_ad.dual_level():
             arguments[name] = forward_ad.make_dual(arguments[name], torch.ones_like(arguments[name]))
-            with pytest.raises(NotImplementedError, match=f"{op} has no forward-mode derivative: expected {name} without"):
+            with pytest.raises(
+                NotImplementedError, match=f"{op} has no forward-mode derivative: expected {name} without"
+            ):
                 first_result(op, **arguments)

@@ -1,8 +1,9 @@
-"""Same input, same bits, for logprob; and the instruction sets agree. The matrix products of the linear ops are torch's."""
+"""Same input, same bits, for logprob; and the instruction sets agree. (Matrix products are torch's.)"""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +93,21 @@ def test_instruction_sets_agree(isa, tmp_path):
         torch.testing.assert_close(log_prob, here.log_prob.detach(), rtol=units, atol=units)
         torch.testing.assert_close(entropy, here.entropy.detach(), rtol=units, atol=units)
         torch.testing.assert_close(grad, logits.grad, rtol=torch.finfo(grad.dtype).eps, atol=8 * units)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ISAS[:-1])
+def test_other_instruction_sets_are_as_exact(isa):
+    """The tests of test_accuracy.py: a lane of the plain build is all the words of a sum."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).with_name("test_accuracy.py")),
+    ]
+    environment = {**os.environ, "MASPO_CPU_ISA": isa}
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout[-3000:]

@@ -56,11 +56,32 @@ HEADS = [
     ({"weight": ones(V * H // 2)}, ValueError, "weight", r"\[V, H\]", r"\[120\]", "shard of FSDP.*summon_full_params"),
     ({"weight": ones(0)}, ValueError, "weight", r"\[V, H\]", r"\[0\]", "shard of FSDP or ZeRO-3"),
     ({"weight": ones(0, H)}, ValueError, "weight", r"\[V, H\]", r"\[0, 8\]", "shard of FSDP or ZeRO-3"),
-    ({"weight": zero3_weight()}, ValueError, "weight", r"\[V, H\]", r"\[0\]", r"ZeRO-3 \(whole: \[30, 8\]\).*GatheredParameters"),
+    (
+        {"weight": zero3_weight()},
+        ValueError,
+        "weight",
+        r"\[V, H\]",
+        r"\[0\]",
+        r"ZeRO-3 \(whole: \[30, 8\]\).*GatheredParameters",
+    ),
     ({"weight": ones(2, V, H)}, ValueError, "weight", r"\[V, H\]", r"\[2, 30, 8\]", "lm_head.weight"),
-    ({"weight": ones(H, V)}, ValueError, "hidden", r"H = 30 \(from weight \[V, H\] = \[8, 30\]\)", r"\[4, 6, 8\]", "transposed"),
+    (
+        {"weight": ones(H, V)},
+        ValueError,
+        "hidden",
+        r"H = 30 \(from weight \[V, H\] = \[8, 30\]\)",
+        r"\[4, 6, 8\]",
+        "transposed",
+    ),
     ({"weight": ones(V, H + 1)}, ValueError, "hidden", "H = 9", r"\[4, 6, 8\]", "another model"),
-    ({"weight": ones(V, H, dtype=torch.bfloat16)}, TypeError, "weight", r"dtype torch.float32 \(that of hidden\)", "torch.bfloat16", "autocast"),
+    (
+        {"weight": ones(V, H, dtype=torch.bfloat16)},
+        TypeError,
+        "weight",
+        r"dtype torch.float32 \(that of hidden\)",
+        "torch.bfloat16",
+        "autocast",
+    ),
     ({"weight": ones(V, H, dtype=int)}, TypeError, "weight", "dtype in float32", "torch.int64", r"weight\.to\("),
     ({"weight": ones(V, H, device="meta")}, ValueError, "weight", "device cpu", "meta", "Move it"),
     ({"bias": ones(V, dtype=torch.float64)}, TypeError, "bias", "dtype torch.float32", "torch.float64", "Cast"),
@@ -68,12 +89,19 @@ HEADS = [
     ({"bias": ones(1, V)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[1, 30\]", "head's own"),
     ({"memory_budget": 0}, ValueError, "memory_budget", "> 0", "0", "bytes"),
     ({"memory_budget": -5}, ValueError, "memory_budget", "> 0", "-5", "bytes"),
-]  # fmt: skip
+]
 LOSSES = [
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
     ({"eps_hihg": 0.2}, TypeError, "policy_loss", "keywords of MaspoConfig", "eps_hihg", "spelling"),
-    ({"ratio_mode": "dac", "eps_hihg": 0.2}, TypeError, "policy_loss", r"keywords of DacConfig \(eps_low, eps_high", "eps_hihg", "spelling"),
+    (
+        {"ratio_mode": "dac", "eps_hihg": 0.2},
+        TypeError,
+        "policy_loss",
+        r"keywords of DacConfig \(eps_low, eps_high",
+        "eps_hihg",
+        "spelling",
+    ),
     ({"ratio_mode": "pppo"}, ValueError, "ratio_mode", "one of maspo", "'pppo'", "Choose"),
     ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "config class"),
     ({"alpha": -1.0}, ValueError, "alpha", ">= 0", "-1.0", ""),
@@ -84,12 +112,14 @@ LOSSES = [
     ({"kl_coef": 0.1}, ValueError, "ref_log_prob", "a tensor, since kl_coef", "None", ""),
     ({"rollout_is_threshold": 2.0}, ValueError, "rollout_is_weights", "a tensor", "None", "Pass the weights"),
     ({"max_seqlen": 6}, ValueError, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens"),
-]  # fmt: skip
+]
 
 
 def named(cases):
     return pytest.mark.parametrize(
-        "wrong, error, what, expected, got, remedy", cases, ids=[f"{next(iter(case[0]))}-{i}" for i, case in enumerate(cases)]
+        "wrong, error, what, expected, got, remedy",
+        cases,
+        ids=[f"{next(iter(case[0]))}-{i}" for i, case in enumerate(cases)],
     )
 
 
@@ -128,7 +158,9 @@ def test_dtensors(mesh):
 
     remedy = r"FSDP2: call this inside the forward.*\.to_local\(\).*\.full_tensor\(\)"
     logits, target = random_rows(4, V)
-    with pytest.raises(TypeError, match=message("logits", "a plain tensor", r"a DTensor with placements.*Shard\(dim=0\)", remedy)):
+    with pytest.raises(
+        TypeError, match=message("logits", "a plain tensor", r"a DTensor with placements.*Shard\(dim=0\)", remedy)
+    ):
         maspo_ext.logprob(shard(logits), target)
     for name in ("hidden", "weight", "bias"):
         expected = message(name, "a plain tensor", r"a DTensor with placements.*Shard\(dim=0\)", remedy)
@@ -144,7 +176,8 @@ def test_right_calls_are_right():
 
 
 @pytest.mark.parametrize(
-    "wrong, got", [({"entropy_alpha": 0.1, "entropy": ones(4, 6)}, "entropy"), ({"ratio_mode": "bapo"}, "ratio_mode='bapo'")]
+    "wrong, got",
+    [({"entropy_alpha": 0.1, "entropy": ones(4, 6)}, "entropy"), ({"ratio_mode": "bapo"}, "ratio_mode='bapo'")],
 )
 def test_what_the_op_of_linear_loss_cannot_do(wrong, got):
     with pytest.raises(ValueError, match=f"linear_loss: expected no {got}, got it. "):
@@ -175,5 +208,7 @@ def test_statistics_with_targets_out_of_range():
         if invalid == 0:
             assert counted.to_dict() == expected
             continue
-        with pytest.raises(IndexError, match="target: expected words of the vocabulary.*got others at 3 of them.*tokenizer"):
+        with pytest.raises(
+            IndexError, match="target: expected words of the vocabulary.*got others at 3 of them.*tokenizer"
+        ):
             counted.to_dict()

@@ -105,7 +105,10 @@ def test_half_gradients_of_many_tokens_are_rounded_once(memory_budget, dtype, de
     head["hidden"] = head["hidden"].abs()
     head["target"] %= 3
     grads = []
-    for function, arguments in ((linear_logprob, {**head, "memory_budget": memory_budget}), (reference.linear_logprob, converted(head, torch.float64))):
+    for function, arguments in (
+        (linear_logprob, {**head, "memory_budget": memory_budget}),
+        (reference.linear_logprob, converted(head, torch.float64)),
+    ):
         wanted = [arguments[name].requires_grad_() for name in HEAD]
         (loss,) = (function(**arguments)[0].sum() / 256,)
         grads.append(torch.autograd.grad(loss, wanted))
@@ -174,7 +177,9 @@ def test_target_out_of_range(device):
     head = random_head((4,), 8, 30, device=device)
     head["target"][2] = 30
     if device == "cpu":
-        with pytest.raises(RuntimeError, match="target: expected 0 to 29 .the vocabulary has 30 words.*got 30 for row 2"):
+        with pytest.raises(
+            RuntimeError, match="target: expected 0 to 29 .the vocabulary has 30 words.*got 30 for row 2"
+        ):
             linear_logprob(**head)
         return
     log_prob, entropy = linear_logprob(**head)

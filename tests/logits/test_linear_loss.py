@@ -7,7 +7,6 @@ import maspo_ext
 
 from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, every_mode, random_batch
 from .cases import (
-    ARITHMETIC,
     HEAD,
     TOLERANCE,
     assert_close,
@@ -61,7 +60,9 @@ def test_composition(method, options, memory_budget, device):
     for dtype in FLOAT_DTYPES:
         arguments = batch_of(method, dtype, device)
         if not options:
-            arguments = {name: value for name, value in arguments.items() if name not in ("ref_log_prob", "rollout_is_weights")}
+            arguments = {
+                name: value for name, value in arguments.items() if name not in ("ref_log_prob", "rollout_is_weights")
+            }
         assert_is_the_composition(arguments, method, memory_budget, temperature=0.7, **options)
 
 
@@ -150,7 +151,9 @@ def test_ratio_is_exactly_one_on_policy(method, dtype, memory_budget, device):
     arguments = batch_of(method, dtype, device)
     head = {name: arguments[name] for name in ("hidden", "weight", "bias", "target")}
     old = maspo_ext.linear_logprob(**head, temperature=0.7, memory_budget=memory_budget).log_prob
-    output = linear_loss(**{**arguments, "old_log_prob": old}, temperature=0.7, memory_budget=memory_budget, **of_mode(method))
+    output = linear_loss(
+        **{**arguments, "old_log_prob": old}, temperature=0.7, memory_budget=memory_budget, **of_mode(method)
+    )
     stats = output.stats.to_dict()
     assert stats["actor/ratio_min"] == stats["actor/ratio_max"] == 1 and stats["actor/ppo_kl"] == 0
     mask = arguments["response_mask"]
@@ -200,7 +203,9 @@ def test_a_second_backward_raises(device):
     loss = linear_loss(**arguments).loss
     loss.backward(retain_graph=True)
     first = arguments["weight"].grad.clone()
-    with pytest.raises(RuntimeError, match="linear_loss: expected one backward pass, got a second.*linear_logprob and policy_loss"):
+    with pytest.raises(
+        RuntimeError, match="linear_loss: expected one backward pass, got a second.*linear_logprob and policy_loss"
+    ):
         loss.backward()
     linear_loss(**arguments).loss.backward()
     assert_same_bits([arguments["weight"].grad], [2 * first])

@@ -52,7 +52,7 @@ def passes(op, device, dtype, memory_budget):
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 @pytest.mark.parametrize("op", ["linear_logprob", "linear_loss"])
 def test_logits_stay_within_the_budget(op, dtype, memory_budget, device):
-    """No allocation is larger but, for a smaller budget, the least chunk of words; and at no time is there more than one."""
+    """Nothing is larger but, for a smaller budget, the least chunk of words; and there is never more than one."""
     events = memory_events(passes(op, device, dtype, memory_budget), device)
     chunk = max(memory_budget, 4 * TOKENS * 256 if op == "linear_logprob" else 0)
     assert memory_budget / 2 < max(events) <= chunk <= LOGITS / 2
@@ -65,7 +65,9 @@ def test_without_a_gradient(op, device):
     with torch.no_grad():
         arguments = random_head((TOKENS,), WIDTH, WORDS, device=device)
         if op == "linear_loss":
-            arguments |= {name: torch.ones(TOKENS, device=device) for name in ("old_log_prob", "advantages", "response_mask")}
+            arguments |= {
+                name: torch.ones(TOKENS, device=device) for name in ("old_log_prob", "advantages", "response_mask")
+            }
             arguments |= {"cu_seqlens": torch.tensor([0, TOKENS], device=device), "max_seqlen": TOKENS}
         function = getattr(maspo_ext, op)
         sizes = allocations(lambda: function(**arguments, memory_budget=2**20), device, 2**16)

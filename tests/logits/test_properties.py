@@ -19,7 +19,9 @@ def draws(seed: int, device: str):
     for _ in range(DRAWS):
         words = choose.choice([1, 2, 3, 8, 17, 127, 1000, 2048, 2049, 5003])
         spread = choose.choice([0.0, 1e-3, 1.0, 10.0, 300.0])
-        rows = random_rows(choose.randint(1, 9), words, choose.choice(FLOAT_DTYPES), device, spread, choose.getrandbits(30))
+        rows = random_rows(
+            choose.randint(1, 9), words, choose.choice(FLOAT_DTYPES), device, spread, choose.getrandbits(30)
+        )
         yield *rows, choose.choice([0.3, 0.7, 1.0, 1.0, 2.0])
 
 
@@ -35,7 +37,9 @@ def test_bounds(seed, device):
         assert (log_prob <= 0).all() and (entropy >= 0).all() and (entropy <= most + 2 * unit * (1 + most)).all()
         # The gradient's words add up to 0, since a shift changes nothing.
         rounding = logits.shape[-1] * torch.finfo(logits.dtype).eps * float(grad.abs().max())
-        assert float(grad.double().sum(-1).abs().max()) <= rounding / 8 + 8 * unit / temperature * (1 + logits.abs().max())
+        assert float(grad.double().sum(-1).abs().max()) <= rounding / 8 + 8 * unit / temperature * (
+            1 + logits.abs().max()
+        )
         if logits.shape[-1] == 1:
             rounding = 2 * unit * (1 + (0 if temperature == 1 else float(logits.abs().max())) / temperature)
             assert all((value.abs() <= rounding / temperature).all() for value in (log_prob, entropy, grad))
@@ -45,7 +49,9 @@ def assert_alike(actual: Rows, expected: Rows, units: float) -> None:
     for name, a, e in zip(Rows._fields, actual, expected, strict=True):
         scale = max(1.0, float(e.abs().max()))
         unit = torch.finfo(ARITHMETIC[a.dtype]).eps
-        torch.testing.assert_close(a, e, rtol=torch.finfo(a.dtype).eps, atol=units * unit * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a, e, rtol=torch.finfo(a.dtype).eps, atol=units * unit * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("seed", range(3, 5))

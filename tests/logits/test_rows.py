@@ -64,7 +64,12 @@ def test_banned_target(dtype, shape, device):
     ours = logits.detach().requires_grad_()
     log_prob = maspo_ext.logprob(ours, target).log_prob
     (ours,) = torch.autograd.grad(log_prob, ours, upstream(log_p.shape)[0].to(log_p))
-    torch.testing.assert_close(ours, grad.to(dtype), rtol=8 * torch.finfo(ARITHMETIC[dtype]).eps + torch.finfo(dtype).eps, atol=1e-9 if dtype != torch.float64 else 1e-18)
+    torch.testing.assert_close(
+        ours,
+        grad.to(dtype),
+        rtol=8 * torch.finfo(ARITHMETIC[dtype]).eps + torch.finfo(dtype).eps,
+        atol=1e-9 if dtype != torch.float64 else 1e-18,
+    )
 
 
 @every_dtype
@@ -82,7 +87,9 @@ def test_target_out_of_range(wrong, device):
     logits, target = random_rows(4, 5, device=device)
     target[2] = wrong
     if device == "cpu":
-        message = f"target: expected 0 to 4 .the vocabulary has 5 words. or ignore_index = -100, got {wrong} for row 2. Check"
+        message = (
+            f"target: expected 0 to 4 .the vocabulary has 5 words. or ignore_index = -100, got {wrong} for row 2. Check"
+        )
         with pytest.raises(RuntimeError, match=message):
             maspo_ext.logprob(logits, target)
         return
@@ -146,7 +153,13 @@ def test_gradient_of_a_slice_reaches_the_whole(inplace_backward, device):
 
 def test_words_apart_are_refused(device):
     logits, target = random_rows(5, 7, device=device)
-    with pytest.raises(RuntimeError, match=r"logits: expected the words .*\(stride 1\), got stride 5. Call .contiguous"):
+    with pytest.raises(
+        RuntimeError, match=r"logits: expected the words .*\(stride 1\), got stride 5. Call .contiguous"
+    ):
         maspo_ext.logprob(logits.t().contiguous().t(), target)
-    with pytest.raises(RuntimeError, match=r"logits: expected leading dimensions that two strides describe.*contiguous"):
-        maspo_ext.logprob(logits.repeat(10, 1).view(2, 5, 5, 7)[:, ::2, ::2], torch.zeros(2, 3, 3, dtype=int, device=device))
+    with pytest.raises(
+        RuntimeError, match=r"logits: expected leading dimensions that two strides describe.*contiguous"
+    ):
+        maspo_ext.logprob(
+            logits.repeat(10, 1).view(2, 5, 5, 7)[:, ::2, ::2], torch.zeros(2, 3, 3, dtype=int, device=device)
+        )
