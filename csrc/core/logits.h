@@ -71,7 +71,8 @@ MASPO_HD LogitRow row_of(const LogitSums<double>& s) {
   return {{s.max, log_sum}, at_least(log_sum - s.weighted / s.sum, 0.0)};  // rounding may have passed 0
 }
 
-MASPO_HD double log_prob_of(double z, const RowState& row) { return (z - row.max) - row.log_sum; }
+// A fused multiply-add in the sums may have seen the largest z a rounding below itself: again not past 0.
+MASPO_HD double log_prob_of(double z, const RowState& row) { return at_most((z - row.max) - row.log_sum, 0.0); }
 
 // A row's constants of backward, rounded to the arithmetic type.
 template <class S>

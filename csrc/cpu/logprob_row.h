@@ -9,13 +9,11 @@ namespace maspo {
 namespace {
 
 // Words worked on at a time: they are read twice forward, for the maximum and for the sums, the second time from the L1
-// cache; and a float sum over them loses no digits that matter before it is added to a double.
-constexpr int kWords = 2048;
-
-// Values that are added to side by side: an addition need not wait for the one before, and a confident word's 1 swallows the
-// digits of no more than kWords / 32 others.
-template <class V>
-constexpr int kSums = Lanes<V>::count < 8 ? 32 / Lanes<V>::count : 4;
+// cache; and a float sum over them loses no digits that matter before it is added to a double. kSums sums side by side: an
+// addition need not wait for the one before, and a confident word's 1 swallows the digits of few others: with one
+// lane to a vector the sums end sooner.
+constexpr int kWords = 2048, kSums = 4;
+constexpr int additions_of(int lanes) { return lanes == 1 ? 16 : kWords / kSums / lanes; }
 
 // `count` of a row's words as values of the arithmetic type, padded to whole vectors by banned words.
 template <class V>
@@ -80,17 +78,25 @@ void logprob_row(const LogprobParams& p, int64_t row) {
     const int64_t left = p.logits.words - first;
     words.stage(p.logits, start + first, static_cast<int>(left < kWords ? left : kWords));
     const S max = max_over(words, V(inv_temperature));
-    constexpr int sums_of_block = kSums<V>;
-    LogitSums<V> block[sums_of_block];
-    for (auto& one : block) one = {V(max), V(S(0)), V(S(0))};
-    int i = 0;
-    for (; i + sums_of_block * lanes <= words.padded; i += sums_of_block * lanes) {
-      for (int k = 0; k < sums_of_block; ++k) add_logit(block[k], words.z(i + k * lanes, V(inv_temperature)));
+    LogitSums<double> of_words = {max, 0.0, 0.0};
+    for (int i = 0; i < words.padded;) {
+      LogitSums<V> block[kSums];
+      for (auto& one : block) one = {V(max), V(S(0)), V(S(0))};
+      constexpr int most = additions_of(lanes) * kSums * lanes;
+      const int end = i + most < words.padded ? i + most : words.padded;
+      for (; i + kSums * lanes <= end; i += kSums * lanes) {
+        for (int k = 0; k < kSums; ++k) add_logit(block[k], words.z(i + k * lanes, V(inv_temperature)));
+      }
+      for (; i < end; i += lanes) add_logit(block[0], words.z(i, V(inv_temperature)));
+      double sum = 0.0, weighted = 0.0;
+      for (const auto& one : block) {
+        sum += sum_over_lanes(one.sum);
+        weighted += sum_over_lanes(one.weighted);
+      }
+      of_words.sum += sum;
+      of_words.weighted += weighted;
     }
-    for (; i < words.padded; i += lanes) add_logit(block[0], words.z(i, V(inv_temperature)));
-    for (const auto& one : block) {
-      add_logits(sums, LogitSums<double>{max, sum_over_lanes(one.sum), sum_over_lanes(one.weighted)});
-    }
+    add_logits(sums, of_words);
   }
   const LogitRow result = row_of(sums);
   p.state[row] = result.state;

@@ -139,6 +139,7 @@ void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tens
   params.dentropy = dentropy ? row_data(*dentropy, logits, rows, type) : nullptr;
   params.entropy = row_data(entropy, logits, rows, type);
   params.state = static_cast<const RowState*>(row_data(state, logits, 2 * rows, ScalarType::Double));
+  if (rows == 0) return;  // no memory to compare either
 
   RowStrides strides = row_strides(grad, "grad");
   // Evenly spaced rows may be counted as those of logits are.

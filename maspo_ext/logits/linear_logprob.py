@@ -78,7 +78,7 @@ class _LinearLogprob(torch.autograd.Function):
             ctx.temperature, None if bias is None else bias.detach(), **ctx.keywords, **need,
         )  # fmt: skip
         grad_hidden, grad_weight, grad_bias = (
-            without_second(grad, hidden, "linear_logprob", _TWIN) if asked else None
+            without_second(grad, hidden, "linear_logprob", _TWIN, weight, bias) if asked else None
             for grad, asked in zip(grads, need.values(), strict=True)
         )
         return grad_hidden, grad_weight, None, None, grad_bias, None
@@ -94,7 +94,7 @@ def _linear_logprob(
 ):
     """Kernel of ``maspo::linear_logprob`` on every device."""
     checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
-    for name, value in (("hidden", hidden), ("weight", weight)):
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_logprob", _TWIN)
     target = as_target(target)
     keywords = {"memory_budget": memory_budget, "ignore_index": ignore_index}

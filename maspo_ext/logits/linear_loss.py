@@ -152,7 +152,7 @@ class _LinearLoss(torch.autograd.Function):
             hidden, weight, target, *policy, temperature, bias, **keywords, **need
         )
         ctx.grads = [grad_hidden, grad_weight, grad_bias]
-        ctx.save_for_backward(hidden)
+        ctx.save_for_backward(hidden, weight, bias)
         ctx.asked, ctx.dtype = list(need.values()), weight.dtype
         ctx.mark_non_differentiable(*results[1:])
         ctx.set_materialize_grads(False)
@@ -168,11 +168,11 @@ class _LinearLoss(torch.autograd.Function):
                 "gradients made in the forward pass were handed over. Call it again, or use linear_logprob and policy_loss."
             )
         grads, ctx.grads = ctx.grads, None
-        (hidden,) = ctx.saved_tensors
+        hidden, weight, bias = ctx.saved_tensors
         grads = [_scaled(grad, grad_loss, ctx.dtype) if asked else None for grad, asked in zip(grads, ctx.asked, strict=True)]
         if grads[0] is not None:
             grads[0] = grads[0].view(hidden.shape)
-        return *(None if grad is None else without_second(grad, hidden, "linear_loss", _TWIN) for grad in grads), None, None, None, None
+        return *(None if grad is None else without_second(grad, hidden, "linear_loss", _TWIN, weight, bias) for grad in grads), None, None, None, None
 
 
 def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
@@ -189,7 +189,7 @@ def _linear_loss(
 ):  # fmt: skip
     """Kernel of ``maspo::linear_loss`` on every device."""
     checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
-    for name, value in (("hidden", hidden), ("weight", weight)):
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
     ratio_mode = keywords.get("ratio_mode", "maspo")
     config_class = config_class_of(ratio_mode)

@@ -1,0 +1,3 @@
+"""The device that these tests run on, that of tests/op."""
+
+from ..op.conftest import device  # noqa: F401

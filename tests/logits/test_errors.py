@@ -1,0 +1,214 @@
+"""Every wrong argument of the three fronts: the message names it, what was expected, what came, and what to do."""
+
+import pytest
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import maspo_ext
+from maspo_ext.stats import INVALID_TARGETS
+
+from .cases import random_head, random_rows
+
+H, V = 8, 30
+
+
+def ones(*shape, dtype=torch.float32, device="cpu"):
+    return torch.ones(*shape, dtype=dtype, device=device)
+
+
+def head(**wrong):
+    return {**random_head((4, 6), H, V, bias=True), **wrong}
+
+
+def batch(**wrong):
+    return {**head(), **{name: ones(4, 6) for name in ("old_log_prob", "advantages", "response_mask")}, **wrong}
+
+
+def message(what, expected, got, remedy):
+    return f"^maspo_ext: {what}: expected .*{expected}.*, got .*{got}.*{remedy}"
+
+
+def zero3_weight():
+    weight = torch.nn.Parameter(torch.empty(0))
+    weight.ds_shape = torch.Size([V, H])
+    return weight
+
+
+TARGETS = [
+    ({"target": ones(4, 6)}, TypeError, "target", "dtype in int64", "torch.float32", r"target\.to\("),
+    ({"target": ones(4, 6, dtype=torch.bool)}, TypeError, "target", "dtype in int64", "torch.bool", r"target\.to\("),
+    ({"target": ones(24, dtype=int)}, ValueError, "target", r"shape \[4, 6\]", r"\[24\]", "do not flatten one only"),
+    ({"target": ones(4, 7, dtype=int)}, ValueError, "target", r"shape \[4, 6\]", r"\[4, 7\]", "shift them"),
+    ({"target": ones(4, 6, dtype=int, device="meta")}, ValueError, "target", "device cpu", "meta", "Move it"),
+]
+TEMPERATURES = [
+    ({"temperature": 0.0}, ValueError, "temperature", "> 0", "0.0", "divides the logits"),
+    ({"temperature": -1.0}, ValueError, "temperature", "> 0", "-1.0", "divides the logits"),
+    ({"temperature": float("nan")}, ValueError, "temperature", "> 0 and finite", "nan", "divides the logits"),
+    ({"temperature": float("inf")}, ValueError, "temperature", "> 0 and finite", "inf", "divides the logits"),
+]
+LOGITS = [
+    ({"logits": ones(4, 6, 30, dtype=int)}, TypeError, "logits", "dtype in float32", "torch.int64", r"logits\.to\("),
+    ({"logits": ones(4, 6, 0)}, ValueError, "logits", "V > 0", r"\[4, 6, 0\]", "at least one word"),
+    ({"logits": ones(())}, ValueError, "logits", r"\[..., V\]", r"\[\]", "at least one word"),
+]
+HEADS = [
+    ({"weight": ones(V * H // 2)}, ValueError, "weight", r"\[V, H\]", r"\[120\]", "shard of FSDP.*summon_full_params"),
+    ({"weight": ones(0)}, ValueError, "weight", r"\[V, H\]", r"\[0\]", "shard of FSDP or ZeRO-3"),
+    ({"weight": ones(0, H)}, ValueError, "weight", r"\[V, H\]", r"\[0, 8\]", "shard of FSDP or ZeRO-3"),
+    (
+        {"weight": zero3_weight()},
+        ValueError,
+        "weight",
+        r"\[V, H\]",
+        r"\[0\]",
+        r"ZeRO-3 \(whole: \[30, 8\]\).*GatheredParameters",
+    ),
+    ({"weight": ones(2, V, H)}, ValueError, "weight", r"\[V, H\]", r"\[2, 30, 8\]", "lm_head.weight"),
+    (
+        {"weight": ones(H, V)},
+        ValueError,
+        "hidden",
+        r"H = 30 \(from weight \[V, H\] = \[8, 30\]\)",
+        r"\[4, 6, 8\]",
+        "transposed",
+    ),
+    ({"weight": ones(V, H + 1)}, ValueError, "hidden", "H = 9", r"\[4, 6, 8\]", "another model"),
+    (
+        {"weight": ones(V, H, dtype=torch.bfloat16)},
+        TypeError,
+        "weight",
+        r"dtype torch.float32 \(that of hidden\)",
+        "torch.bfloat16",
+        "autocast",
+    ),
+    ({"weight": ones(V, H, dtype=int)}, TypeError, "weight", "dtype in float32", "torch.int64", r"weight\.to\("),
+    ({"weight": ones(V, H, device="meta")}, ValueError, "weight", "device cpu", "meta", "Move it"),
+    ({"bias": ones(V, dtype=torch.float64)}, TypeError, "bias", "dtype torch.float32", "torch.float64", "Cast"),
+    ({"bias": ones(V + 1)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[31\]", "head's own"),
+    ({"bias": ones(1, V)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[1, 30\]", "head's own"),
+    ({"memory_budget": 0}, ValueError, "memory_budget", "> 0", "0", "bytes"),
+    ({"memory_budget": -5}, ValueError, "memory_budget", "> 0", "-5", "bytes"),
+]
+LOSSES = [
+    ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
+    ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
+    ({"eps_hihg": 0.2}, TypeError, "policy_loss", "keywords of MaspoConfig", "eps_hihg", "spelling"),
+    (
+        {"ratio_mode": "dac", "eps_hihg": 0.2},
+        TypeError,
+        "policy_loss",
+        r"keywords of DacConfig \(eps_low, eps_high",
+        "eps_hihg",
+        "spelling",
+    ),
+    ({"ratio_mode": "pppo"}, ValueError, "ratio_mode", "one of maspo", "'pppo'", "Choose"),
+    ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "config class"),
+    ({"alpha": -1.0}, ValueError, "alpha", ">= 0", "-1.0", ""),
+    ({"loss_agg_mode": "mean"}, ValueError, "loss_agg_mode", "one of", "'mean'", "Choose"),
+    ({"old_log_prob": ones(4, 5)}, ValueError, "old_log_prob", r"\[4, 6\]", r"\[4, 5\]", "slice"),
+    ({"response_mask": ones(4, 6, dtype=torch.complex64)}, TypeError, "response_mask", "dtype", "complex64", ""),
+    ({"advantages": ones(6)}, ValueError, "advantages", r"\[B, 1\] or \[B\]", r"\[6\]", "slice"),
+    ({"kl_coef": 0.1}, ValueError, "ref_log_prob", "a tensor, since kl_coef", "None", ""),
+    ({"rollout_is_threshold": 2.0}, ValueError, "rollout_is_weights", "a tensor", "None", "Pass the weights"),
+    ({"max_seqlen": 6}, ValueError, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens"),
+]
+
+
+def named(cases):
+    return pytest.mark.parametrize(
+        "wrong, error, what, expected, got, remedy",
+        cases,
+        ids=[f"{next(iter(case[0]))}-{i}" for i, case in enumerate(cases)],
+    )
+
+
+@named(LOGITS + TARGETS + TEMPERATURES)
+def test_logprob(wrong, error, what, expected, got, remedy):
+    logits, _ = random_rows(24, V)
+    arguments = {"logits": logits.view(4, 6, V), "target": ones(4, 6, dtype=int), **wrong}
+    with pytest.raises(error, match=message(what, expected, got, remedy)):
+        maspo_ext.logprob(**arguments)
+
+
+@named(HEADS + TARGETS + TEMPERATURES)
+def test_linear_logprob(wrong, error, what, expected, got, remedy):
+    with pytest.raises(error, match=message(what, expected, got, remedy)):
+        maspo_ext.linear_logprob(**head(**wrong))
+
+
+@named(HEADS + TARGETS + TEMPERATURES + LOSSES)
+def test_linear_loss(wrong, error, what, expected, got, remedy):
+    with pytest.raises(error, match=message(what, expected, got, remedy)):
+        maspo_ext.linear_loss(**batch(**wrong))
+
+
+@pytest.fixture
+def mesh():
+    """One process that is a group by itself."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dtensors(mesh):
+    def shard(value):
+        return distribute_tensor(value, mesh, [Shard(0)])
+
+    remedy = r"FSDP2: call this inside the forward.*\.to_local\(\).*\.full_tensor\(\)"
+    logits, target = random_rows(4, V)
+    with pytest.raises(
+        TypeError, match=message("logits", "a plain tensor", r"a DTensor with placements.*Shard\(dim=0\)", remedy)
+    ):
+        maspo_ext.logprob(shard(logits), target)
+    for name in ("hidden", "weight", "bias"):
+        expected = message(name, "a plain tensor", r"a DTensor with placements.*Shard\(dim=0\)", remedy)
+        with pytest.raises(TypeError, match=expected):
+            maspo_ext.linear_logprob(**head(**{name: shard(head()[name])}))
+        with pytest.raises(TypeError, match=expected):
+            maspo_ext.linear_loss(**batch(**{name: shard(head()[name])}))
+
+
+def test_right_calls_are_right():
+    maspo_ext.linear_logprob(**head())
+    maspo_ext.linear_loss(**batch())
+
+
+@pytest.mark.parametrize(
+    "wrong, got",
+    [({"entropy_alpha": 0.1, "entropy": ones(4, 6)}, "entropy"), ({"ratio_mode": "bapo"}, "ratio_mode='bapo'")],
+)
+def test_what_the_op_of_linear_loss_cannot_do(wrong, got):
+    with pytest.raises(ValueError, match=f"linear_loss: expected no {got}, got it. "):
+        torch.ops.maspo.linear_loss(**batch(**wrong))
+
+
+def test_target_out_of_range(device):
+    arguments = {name: value.to(device) for name, value in batch().items()}
+    arguments["target"][1, 2] = V
+    if device == "cpu":
+        with pytest.raises(RuntimeError, match=f"target: expected 0 to {V - 1} .*got {V} for row"):
+            maspo_ext.linear_loss(**arguments)
+        return
+    output = maspo_ext.linear_loss(**arguments)
+    assert output.loss.isnan() and output.log_prob.isnan().sum() == 1
+    with pytest.raises(IndexError, match="at all unmasked tokens, got others at 1 of them"):
+        output.stats.to_dict()
+
+
+def test_statistics_with_targets_out_of_range():
+    """On a GPU a count follows the statistics; to_dict, which waits for the device, looks at it."""
+    stats = maspo_ext.linear_loss(**batch()).stats
+    expected = stats.to_dict()
+    for invalid in (0, 3):
+        counted = maspo_ext.PolicyLossStats(
+            torch.cat([stats.tensor, torch.tensor([float(invalid)])]), (*stats.names, INVALID_TARGETS)
+        )
+        if invalid == 0:
+            assert counted.to_dict() == expected
+            continue
+        with pytest.raises(
+            IndexError, match="target: expected words of the vocabulary.*got others at 3 of them.*tokenizer"
+        ):
+            counted.to_dict()

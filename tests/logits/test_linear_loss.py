@@ -1,0 +1,241 @@
+"""``linear_loss`` is ``policy_loss`` of ``linear_logprob``: the same bits of the results, and the gradients of both."""
+
+import pytest
+import torch
+
+import maspo_ext
+
+from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, every_mode, random_batch
+from .cases import (
+    HEAD,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits,
+    composition,
+    converted,
+    every_mode_of_the_op,
+    leaves,
+    loss_batch,
+    reference,
+    run_loss,
+)
+
+linear_loss = maspo_ext.linear_loss
+WORDS = 301
+# Bytes: a token at a time; a few; all at once.
+BUDGETS = [1, 4 * WORDS * 7, None]
+every_budget = pytest.mark.parametrize("memory_budget", BUDGETS)
+FRONT_OPTIONS = {name: value for name, value in OPTIONS.items() if "rollout" not in name}
+FRONT_OPTIONS["rollout_is_threshold"] = (0.7, 1.2)
+
+
+def batch_of(method, dtype=torch.float32, device="cpu", rows=4, cols=6, bias=True, **options):
+    return loss_batch(method.full_batch(rows, cols, dtype=dtype, device=device, **options), dtype=dtype, bias=bias)
+
+
+def of_mode(method, **options):
+    return {"ratio_mode": method.mode, "config": method.config, **method.takes(options)}
+
+
+def is_shaped(method, keywords):
+    return method.mode == "entropy_adv" or keywords.get("entropy_alpha", 0) != 0
+
+
+def assert_is_the_composition(arguments, method, memory_budget=None, asked=HEAD, **options):
+    """Results to the bit; gradients but for the order of additions, and for a rounding of a half."""
+    keywords = {**of_mode(method, **options), "memory_budget": memory_budget}
+    actual = run_loss(linear_loss, arguments, asked, **keywords)
+    expected = run_loss(composition, arguments, asked, **keywords, entropy_needed=is_shaped(method, keywords))
+    assert actual[0].isfinite() and all(grad.any() and grad.isfinite().all() for grad in actual[4:])
+    assert_same_bits(actual[:4], expected[:4])
+    assert [grad.dtype for grad in actual[4:]] == [grad.dtype for grad in expected[4:]]
+    assert_close(actual[4:], expected[4:], TOLERANCE[arguments["hidden"].dtype])
+    return actual
+
+
+@every_budget
+@pytest.mark.parametrize("options", [{}, FRONT_OPTIONS], ids=["without options", "with options"])
+@every_mode
+def test_composition(method, options, memory_budget, device):
+    for dtype in FLOAT_DTYPES:
+        arguments = batch_of(method, dtype, device)
+        if not options:
+            arguments = {
+                name: value for name, value in arguments.items() if name not in ("ref_log_prob", "rollout_is_weights")
+            }
+        assert_is_the_composition(arguments, method, memory_budget, temperature=0.7, **options)
+
+
+@pytest.mark.parametrize("counts", ["local", "global"])
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@every_mode
+def test_aggregations(method, loss_agg_mode, counts, device):
+    counts = {**method.global_counts, "loss_scale_factor": 7.0} if counts == "global" else {}
+    arguments = batch_of(method, device=device)
+    assert_is_the_composition(arguments, method, 4 * WORDS * 5, loss_agg_mode=loss_agg_mode, **FRONT_OPTIONS, **counts)
+
+
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["without options", "with options"])
+@every_mode_of_the_op
+def test_twin(method, options, loss_agg_mode, device):
+    arguments = batch_of(method, torch.float64, device)
+    keywords = {**method.keywords, **method.takes(options), "loss_agg_mode": loss_agg_mode, "temperature": 1.3}
+    actual = run_loss(torch.ops.maspo.linear_loss, arguments, memory_budget=8 * WORDS * 5, **keywords)
+    expected = run_loss(reference.linear_loss, arguments, **keywords)
+    assert_close(actual, expected, 1e-11)
+
+
+@pytest.mark.parametrize("per_row", ["[B, 1]", "[B]"])
+@every_mode
+def test_advantages_and_weights_once_per_sequence(method, per_row, device):
+    arguments = batch_of(method, device=device)
+    full = dict(arguments)
+    for name in ("advantages", "rollout_is_weights"):
+        column = arguments[name][:, 1:2]
+        full[name] = column.expand(-1, 6).contiguous()
+        arguments[name] = column if per_row == "[B, 1]" else column.squeeze(1)
+    keywords = of_mode(method, **FRONT_OPTIONS)
+    assert_same_bits(run_loss(linear_loss, arguments, **keywords), run_loss(linear_loss, full, **keywords))
+    assert_is_the_composition(arguments, method, 1, **FRONT_OPTIONS)
+
+
+def packed(arguments, lengths, width):
+    """The first ``lengths`` tokens of each row, end to end, and the padded batch with the rest masked."""
+    keep = torch.arange(width) < torch.tensor(lengths)[:, None]
+    keep = keep.to(arguments["hidden"].device)
+    padded = {**arguments, "response_mask": arguments["response_mask"] & keep}
+    of_tokens = {name: value if name in ("weight", "bias") else value[keep] for name, value in padded.items()}
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], device=keep.device)
+    return padded, {**of_tokens, "cu_seqlens": cu_seqlens, "max_seqlen": width}, keep
+
+
+@every_budget
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+@every_mode
+def test_packed(method, loss_agg_mode, memory_budget, device):
+    padded, of_tokens, keep = packed(batch_of(method, device=device), [6, 1, 3, 5], 6)
+    options = {**FRONT_OPTIONS, "loss_agg_mode": loss_agg_mode}
+    actual = assert_is_the_composition(of_tokens, method, memory_budget, **options)
+    loss, stats, log_prob, entropy, hidden, *of_head = run_loss(linear_loss, padded, **of_mode(method, **options))
+    assert_close(actual, (loss, stats, log_prob[keep], entropy[keep], hidden[keep], *of_head), 1e-5)
+
+
+@every_mode
+def test_packed_with_advantages_once_per_sequence(method, device):
+    _, of_tokens, _ = packed(batch_of(method, device=device), [6, 1, 3, 5], 6)
+    lengths = of_tokens["cu_seqlens"].diff()
+    full = dict(of_tokens)
+    for name in ("advantages", "rollout_is_weights"):
+        of_tokens[name] = of_tokens[name][of_tokens["cu_seqlens"][:-1]][:, None]
+        full[name] = of_tokens[name].squeeze(1).repeat_interleave(lengths)
+    keywords = of_mode(method, **FRONT_OPTIONS)
+    assert_same_bits(run_loss(linear_loss, of_tokens, **keywords), run_loss(linear_loss, full, **keywords))
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.int64, torch.float32], ids=str)
+def test_masks_are_weights(mask_dtype, device):
+    method = DEFAULT_METHODS["ppo"]
+    arguments = batch_of(method, device=device)
+    arguments["response_mask"] = arguments["response_mask"].to(mask_dtype)
+    if mask_dtype.is_floating_point:
+        arguments["response_mask"] *= torch.linspace(0.25, 2, 24, device=device).view(4, 6)
+    for loss_agg_mode in AGG_MODES:
+        assert_is_the_composition(arguments, method, 1, loss_agg_mode=loss_agg_mode)
+
+
+@every_budget
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@every_mode
+def test_ratio_is_exactly_one_on_policy(method, dtype, memory_budget, device):
+    arguments = batch_of(method, dtype, device)
+    head = {name: arguments[name] for name in ("hidden", "weight", "bias", "target")}
+    old = maspo_ext.linear_logprob(**head, temperature=0.7, memory_budget=memory_budget).log_prob
+    output = linear_loss(
+        **{**arguments, "old_log_prob": old}, temperature=0.7, memory_budget=memory_budget, **of_mode(method)
+    )
+    stats = output.stats.to_dict()
+    assert stats["actor/ratio_min"] == stats["actor/ratio_max"] == 1 and stats["actor/ppo_kl"] == 0
+    mask = arguments["response_mask"]
+    assert_same_bits([output.log_prob[mask]], [old[mask]])
+    assert not output.log_prob[~mask].any() and not output.entropy[~mask].any()
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@every_mode
+def test_upstream_gradient(method, dtype, device):
+    arguments = batch_of(method, dtype, device)
+    one = run_loss(linear_loss, arguments, **of_mode(method))[4:]
+    eight = run_loss(linear_loss, arguments, upstream=8.0, **of_mode(method))[4:]
+    if dtype == torch.float16:  # whose small numbers have fewer bits
+        assert_close(eight, [8 * grad.double() for grad in one], TOLERANCE[dtype])
+    else:
+        assert_same_bits(eight, [8 * grad for grad in one])
+    third = run_loss(linear_loss, arguments, upstream=1 / 3, **of_mode(method))[4:]
+    assert_close([3 * grad.double() for grad in third], one, 2 * TOLERANCE[dtype])
+
+    def function(**keywords):
+        loss, *others = linear_loss(**keywords)
+        return (loss / 3 + 2 * loss, *others)
+
+    both = run_loss(function, arguments, **of_mode(method))[4:]
+    assert_close(both, [grad.double() * (7 / 3) for grad in one], 2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("asked", [(name,) for name in HEAD] + [("hidden", "weight")], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_partial_gradients_have_the_bits_of_all(dtype, asked, device):
+    arguments = batch_of(DEFAULT_METHODS["maspo"], dtype, device)
+    whole = run_loss(linear_loss, arguments, memory_budget=4 * WORDS * 7)
+    grads = dict(zip(HEAD, whole[4:], strict=True))
+    actual = run_loss(linear_loss, arguments, asked, memory_budget=4 * WORDS * 7)
+    assert_same_bits(actual, (*whole[:4], *(grads[name] for name in asked)))
+
+
+def test_results_without_gradient(device):
+    output = linear_loss(**leaves(batch_of(DEFAULT_METHODS["maspo"], device=device)))
+    assert output.loss.requires_grad
+    assert not any(value.requires_grad for value in (output.stats.tensor, output.log_prob, output.entropy))
+
+
+def test_a_second_backward_raises(device):
+    arguments = leaves(batch_of(DEFAULT_METHODS["maspo"], device=device))
+    loss = linear_loss(**arguments).loss
+    loss.backward(retain_graph=True)
+    first = arguments["weight"].grad.clone()
+    with pytest.raises(
+        RuntimeError, match="linear_loss: expected one backward pass, got a second.*linear_logprob and policy_loss"
+    ):
+        loss.backward()
+    linear_loss(**arguments).loss.backward()
+    assert_same_bits([arguments["weight"].grad], [2 * first])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_gradients_of_many_tokens_are_rounded_once(dtype, device):
+    policy = random_batch(64, 256, dtype=torch.float32, device=device, weights=False)
+    arguments = loss_batch(policy, 4, 50, dtype)
+    keywords = {"ratio_mode": "ppo", "memory_budget": 4 * 50 * 1000, "loss_agg_mode": "token-mean"}
+    ours = run_loss(linear_loss, arguments, upstream=2.0**10, **keywords)
+    exact = run_loss(composition, converted(arguments, torch.float64), upstream=2.0**10, **keywords)
+    half = torch.finfo(dtype)
+    for name, a, e in zip(HEAD, ours[4:], exact[4:], strict=True):
+        others = (1e-4 if device == "cpu" else half.eps / 8) * e.abs().max()
+        assert ((a.double() - e).abs() <= half.eps / 2 * e.abs() + others).all(), name
+
+
+@pytest.mark.parametrize("search", ["local", "all_reduce_sums"])
+def test_bapo_is_the_composition(search, device):
+    method = DEFAULT_METHODS["bapo"]
+    seen = []
+    options = {} if search == "local" else {"all_reduce_sums": lambda sums: seen.append(sums.mul_(2))}
+    assert_is_the_composition(batch_of(method, device=device), method, 4 * WORDS * 7, **options)
+    assert len(seen) == (0 if search == "local" else 2)
+
+
+def test_empty_batches(device):
+    for rows, cols in ((0, 5), (3, 0)):
+        arguments = loss_batch(random_batch(rows, cols, torch.float32, device), 8, 30)
+        loss, stats, log_prob, entropy, *grads = run_loss(linear_loss, arguments)
+        assert loss == 0 and log_prob.shape == entropy.shape == (rows, cols) and not stats.any()
+        assert grads[0].shape == (rows, cols, 8) and not any(grad.any() for grad in grads)

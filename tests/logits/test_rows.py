@@ -1,0 +1,165 @@
+"""What a row's results depend on: not on ignored rows, not on other rows, not on where it lies in memory."""
+
+import math
+
+import pytest
+import torch
+
+import maspo_ext
+
+from .cases import ARITHMETIC, FLOAT_DTYPES, IGNORED, Rows, assert_same_bits, random_rows, reference, run_rows, upstream
+
+SHAPES = {"wide": (7, 2051), "narrow": (9, 5)}
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+every_dtype = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+
+
+def run(logits, target, *args, **keywords) -> Rows:
+    return run_rows(maspo_ext.logprob, logits, target, *args, **keywords)
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORED, -1, 3, 2**40])
+@every_shape
+@every_dtype
+def test_ignored_rows_are_zero_and_not_read(dtype, shape, ignore_index, device):
+    logits, target = random_rows(*shape, dtype, device)
+    target[target == ignore_index] = 0
+    ignored = torch.arange(shape[0], device=device) % 3 == 1
+    clean = run(logits, torch.where(ignored, ignore_index, target), 0.7, ignore_index=ignore_index)
+    assert not any(value[ignored].any() for value in clean)
+    assert all(value[~ignored].isfinite().all() and value[~ignored].any() for value in clean)
+    for garbage in (torch.nan, torch.inf, -torch.inf):
+        dirty = logits.masked_fill(ignored[:, None], garbage)
+        assert_same_bits(run(dirty, torch.where(ignored, ignore_index, target), 0.7, ignore_index=ignore_index), clean)
+    whole = run(logits, target, 0.7, ignore_index=-7)
+    assert_same_bits([value[~ignored] for value in clean], [value[~ignored] for value in whole])
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("column", [0, 3, -1])
+@every_shape
+@every_dtype
+def test_nan_stays_in_its_row(dtype, shape, column, garbage, device):
+    """A +inf has no probability either: inf - inf."""
+    logits, target = random_rows(*shape, dtype, device)
+    clean = run(logits, target)
+    logits[2, column] = garbage
+    dirty = run(logits, target)
+    assert all(value[2].isnan().all() for value in dirty)
+    others = torch.arange(shape[0], device=device) != 2
+    assert_same_bits([value[others] for value in dirty], [value[others] for value in clean])
+
+
+@every_shape
+@every_dtype
+def test_banned_target(dtype, shape, device):
+    logits, target = random_rows(*shape, dtype, device)
+    logits[torch.arange(shape[0]), target] = -torch.inf
+    result = run(logits, target)
+    assert (result.log_prob == -torch.inf).all() and result.entropy.isfinite().all() and result.grad.isfinite().all()
+    # d log p_t / d z_j = [j = t] - p_j still: as torch has it.
+    theirs = logits.detach().to(ARITHMETIC[dtype]).requires_grad_()
+    log_p = theirs.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+    (grad,) = torch.autograd.grad(log_p, theirs, upstream(log_p.shape)[0].to(log_p))
+    ours = logits.detach().requires_grad_()
+    log_prob = maspo_ext.logprob(ours, target).log_prob
+    (ours,) = torch.autograd.grad(log_prob, ours, upstream(log_p.shape)[0].to(log_p))
+    torch.testing.assert_close(
+        ours,
+        grad.to(dtype),
+        rtol=8 * torch.finfo(ARITHMETIC[dtype]).eps + torch.finfo(dtype).eps,
+        atol=1e-9 if dtype != torch.float64 else 1e-18,
+    )
+
+
+@every_dtype
+def test_rows_of_banned_words_alone_are_nan_and_the_only_word_is_certain(dtype, device):
+    logits, target = random_rows(3, 40, dtype, device)
+    logits[0] = -torch.inf
+    logits[1, torch.arange(40) != target[1].cpu()] = -torch.inf
+    result = run(logits, target)
+    assert result.log_prob[1] == 0 and result.entropy[1] == 0 and not result.grad[1].any()
+    assert not result.log_prob[0].isfinite() and all(value[2].isfinite().all() for value in result)
+
+
+@pytest.mark.parametrize("wrong", [-1, -101, 5, 6, 2**40, -(2**62)])
+def test_target_out_of_range(wrong, device):
+    logits, target = random_rows(4, 5, device=device)
+    target[2] = wrong
+    if device == "cpu":
+        message = (
+            f"target: expected 0 to 4 .the vocabulary has 5 words. or ignore_index = -100, got {wrong} for row 2. Check"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            maspo_ext.logprob(logits, target)
+        return
+    result = run(logits, target)
+    assert result.log_prob[2].isnan() and result.grad[2].isnan().all() and result.entropy.isfinite().all()
+    assert all(value[[0, 1, 3]].isfinite().all() for value in result)
+
+
+@pytest.mark.parametrize("target_dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+def test_target_dtypes_and_strides(target_dtype, device):
+    logits, target = random_rows(6, 100, device=device)
+    expected = run(logits, target)
+    assert_same_bits(run(logits, target.to(target_dtype)), expected)
+    assert_same_bits(run(logits, target.to(target_dtype).repeat_interleave(2)[::2]), expected)
+
+
+def views(device, dtype):
+    """By name: logits of unusual strides."""
+    base = random_rows(2 * 3 * 4 * 5, 13, dtype, device)[0].view(2, 3, 4, 5, 13)
+    return {
+        "one row": base[0, 0, 0, 0],
+        "slice of rows": base[0, 0][:, :-1],
+        "slice from the second": base[0, 0][:, 1:],
+        "every second": base[0, 0, :, ::2],
+        "slice of words": base[0, 0][..., 3:11],
+        "transposed": base[0, 0].transpose(0, 1),
+        "4-D": base[0],
+        "4-D of one": base[0][:, 1:2],
+        "4-D, two transposed": base[0][:, 1:2].transpose(0, 2),
+        "4-D slice": base[0][..., :-1, :],
+        "5-D": base,
+        "expanded": base[0, 0, :1, :1].expand(4, 5, 13),
+        "one word of rows": base[0, 0][..., 4:5],
+        "no rows": base[0, 0, :0],
+        "no rows of some": base[0, :, :, :0],
+    }
+
+
+@every_dtype
+def test_strides_and_shapes(dtype, device):
+    for name, logits in views(device, dtype).items():
+        target = torch.arange(math.prod(logits.shape[:-1]), device=device).view(logits.shape[:-1]) % logits.shape[-1]
+        actual, expected = run(logits, target, 0.7), run(logits.contiguous(), target, 0.7)
+        assert actual.log_prob.shape == logits.shape[:-1] and actual.grad.shape == logits.shape, name
+        assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("inplace_backward", [False, True])
+def test_gradient_of_a_slice_reaches_the_whole(inplace_backward, device):
+    """``logits[:, :-1]``, as trainers cut them."""
+    logits, _ = random_rows(3 * 6, 33, torch.float64, device)
+    target = torch.arange(15, device=device).view(3, 5)
+    grads = []
+    for function, keywords in ((maspo_ext.logprob, {"inplace_backward": inplace_backward}), (reference.logprob, {})):
+        leaf = logits.view(3, 6, 33).clone().requires_grad_()
+        log_prob, entropy = function((2 * leaf)[:, :-1], target, **keywords)
+        grads += torch.autograd.grad((log_prob, entropy), leaf, upstream(target.shape))
+    assert not grads[0][:, -1].any()
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-15)
+
+
+def test_words_apart_are_refused(device):
+    logits, target = random_rows(5, 7, device=device)
+    with pytest.raises(
+        RuntimeError, match=r"logits: expected the words .*\(stride 1\), got stride 5. Call .contiguous"
+    ):
+        maspo_ext.logprob(logits.t().contiguous().t(), target)
+    with pytest.raises(
+        RuntimeError, match=r"logits: expected leading dimensions that two strides describe.*contiguous"
+    ):
+        maspo_ext.logprob(
+            logits.repeat(10, 1).view(2, 5, 5, 7)[:, ::2, ::2], torch.zeros(2, 3, 3, dtype=int, device=device)
+        )
