@@ -1,4 +1,5 @@
-// From a row of logits to the log-probability of one word and the entropy, and back. z = logit / temperature throughout.
+// From a row of logits to the log-probability of one word and the entropy, and back. Logits are divided by the temperature
+// after the maximum was taken off: that difference is exact for the words that matter, and a rounding of large logits is not.
 #pragma once
 
 #include "core/batch.h"
@@ -12,16 +13,17 @@ MASPO_HD double not_a_number() { return Limits<double>::infinity() - Limits<doub
 constexpr double kLowestExponent = -1000.0;
 
 template <class V>
-MASPO_HD V exponent_of(V z, V max) {
-  return at_least(z - max, V(static_cast<scalar_t<V>>(kLowestExponent)));
+MASPO_HD V exponent_of(V logit, V max, V inv_temperature) {
+  return at_least((logit - max) * inv_temperature, V(static_cast<scalar_t<V>>(kLowestExponent)));
 }
 
-// Over the words seen so far. The maximum starts at the lowest finite number, not at -inf: -inf - -inf would be a NaN.
+// Over the words seen so far; e_j the exponent of word j. The maximum starts at the lowest finite number, not at -inf:
+// -inf - -inf would be a NaN.
 template <class V>
 struct LogitSums {
-  V max;       // of z
-  V sum;       // of e^(z - max)
-  V weighted;  // of (z - max) e^(z - max)
+  V max;       // of the logits
+  V sum;       // of exp(e_j)
+  V weighted;  // of e_j exp(e_j)
 };
 
 template <class V>
@@ -32,33 +34,33 @@ MASPO_HD LogitSums<V> no_logits() {
 
 // To a maximum that is no lower.
 template <class V>
-MASPO_HD void raise_max(LogitSums<V>& s, V max) {
-  const V step = exponent_of(s.max, max), factor = exp_of(step);
+MASPO_HD void raise_max(LogitSums<V>& s, V max, V inv_temperature) {
+  const V step = exponent_of(s.max, max, inv_temperature), factor = exp_of(step);
   s.weighted = factor * (s.weighted + step * s.sum);
   s.sum = factor * s.sum;
   s.max = max;
 }
 
-// A word whose z is at most the maximum. A NaN, which no maximum sees, gets into the sums.
+// A word whose logit is at most the maximum. A NaN, which no maximum sees, gets into the sums.
 template <class V>
-MASPO_HD void add_logit(LogitSums<V>& s, V z) {
-  const V exponent = exponent_of(z, s.max), term = exp_of(exponent);
+MASPO_HD void add_logit(LogitSums<V>& s, V logit, V inv_temperature) {
+  const V exponent = exponent_of(logit, s.max, inv_temperature), term = exp_of(exponent);
   s.sum += term;
   s.weighted += exponent * term;
 }
 
 template <class V>
-MASPO_HD void add_logits(LogitSums<V>& s, LogitSums<V> other) {
+MASPO_HD void add_logits(LogitSums<V>& s, LogitSums<V> other, V inv_temperature) {
   const V max = at_least(s.max, other.max);
-  raise_max(s, max);
-  raise_max(other, max);
+  raise_max(s, max, inv_temperature);
+  raise_max(other, max, inv_temperature);
   s.sum += other.sum;
   s.weighted += other.weighted;
 }
 
 // What backward needs of a row.
 struct RowState {
-  double max, log_sum;  // the logarithm of LogitSums' sum
+  double max, log_sum;  // of the logits; the logarithm of LogitSums' sum
 };
 
 struct LogitRow {
@@ -71,8 +73,9 @@ MASPO_HD LogitRow row_of(const LogitSums<double>& s) {
   return {{s.max, log_sum}, at_least(log_sum - s.weighted / s.sum, 0.0)};  // rounding may have passed 0
 }
 
-// A fused multiply-add in the sums may have seen the largest z a rounding below itself: again not past 0.
-MASPO_HD double log_prob_of(double z, const RowState& row) { return at_most((z - row.max) - row.log_sum, 0.0); }
+MASPO_HD double log_prob_of(double logit, const RowState& row, double inv_temperature) {
+  return at_most((logit - row.max) * inv_temperature - row.log_sum, 0.0);
+}
 
 // A row's constants of backward, rounded to the arithmetic type.
 template <class S>
@@ -81,11 +84,11 @@ struct RowGradient {
   S dlog_prob, dentropy;  // derivatives of the loss in the row's two results
 };
 
-// d loss / d logit_j short of the target's own part: for p_j = e^(z_j - max - log_sum),
-// d log p_t / d z_j = [j = t] - p_j and d entropy / d z_j = -p_j (log p_j + entropy).
+// d loss / d logit_j short of the target's own part: with log p_j = e_j - log_sum and T the temperature,
+// T d log p_t / d logit_j = [j = t] - p_j and T d entropy / d logit_j = -p_j (log p_j + entropy).
 template <class V>
-MASPO_HD V dlogit_of(V z, const RowGradient<scalar_t<V>>& g) {
-  const V log_p = exponent_of(z, V(g.max)) - V(g.log_sum);
+MASPO_HD V dlogit_of(V logit, const RowGradient<scalar_t<V>>& g) {
+  const V log_p = exponent_of(logit, V(g.max), V(g.inv_temperature)) - V(g.log_sum);
   return -(exp_of(log_p) * (V(g.dlog_prob) + V(g.dentropy) * (log_p + V(g.entropy)))) * V(g.inv_temperature);
 }
 // What the target's word gets on top.

@@ -34,15 +34,15 @@ struct alignas(64) Words {
     values = buffer;
   }
 
-  V z(int i, V inv_temperature) const { return Lanes<V>::load(values + i) * inv_temperature; }
+  V at(int i) const { return Lanes<V>::load(values + i); }
 };
 
 template <class V>
-inline scalar_t<V> max_over(const Words<V>& words, V inv_temperature) {
+inline scalar_t<V> max_over(const Words<V>& words) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
   V max = no_logits<V>().max;
-  for (int i = 0; i < words.padded; i += lanes) max = at_least(max, words.z(i, inv_temperature));
+  for (int i = 0; i < words.padded; i += lanes) max = at_least(max, words.at(i));
   S lane[lanes];
   Lanes<V>::store(lane, max);
   S of_lanes = lane[0];
@@ -51,10 +51,10 @@ inline scalar_t<V> max_over(const Words<V>& words, V inv_temperature) {
 }
 
 template <class S>
-inline double logit_at(const LogitRows& rows, int64_t offset, S inv_temperature) {
+inline double logit_at(const LogitRows& rows, int64_t offset) {
   S value;
   load_tokens(View{rows.data, 0, 1, rows.dtype}, offset, 1, &value);
-  return value * inv_temperature;
+  return value;
 }
 
 template <class V>
@@ -70,14 +70,14 @@ void logprob_row(const LogprobParams& p, int64_t row) {
     p.state[row] = {0.0, 0.0};
     return;
   }
-  const S inv_temperature = static_cast<S>(p.inv_temperature);
+  const V inv_temperature = V(static_cast<S>(p.inv_temperature));
   const int64_t start = row_offset(p.logits, row);
   LogitSums<double> sums = no_logits<double>();
   Words<V> words;
   for (int64_t first = 0; first < p.logits.words; first += kWords) {
     const int64_t left = p.logits.words - first;
     words.stage(p.logits, start + first, static_cast<int>(left < kWords ? left : kWords));
-    const S max = max_over(words, V(inv_temperature));
+    const S max = max_over(words);
     LogitSums<double> of_words = {max, 0.0, 0.0};
     for (int i = 0; i < words.padded;) {
       LogitSums<V> block[kSums];
@@ -85,9 +85,9 @@ void logprob_row(const LogprobParams& p, int64_t row) {
       constexpr int most = additions_of(lanes) * kSums * lanes;
       const int end = i + most < words.padded ? i + most : words.padded;
       for (; i + kSums * lanes <= end; i += kSums * lanes) {
-        for (int k = 0; k < kSums; ++k) add_logit(block[k], words.z(i + k * lanes, V(inv_temperature)));
+        for (int k = 0; k < kSums; ++k) add_logit(block[k], words.at(i + k * lanes), inv_temperature);
       }
-      for (; i < end; i += lanes) add_logit(block[0], words.z(i, V(inv_temperature)));
+      for (; i < end; i += lanes) add_logit(block[0], words.at(i), inv_temperature);
       double sum = 0.0, weighted = 0.0;
       for (const auto& one : block) {
         sum += sum_over_lanes(one.sum);
@@ -96,14 +96,14 @@ void logprob_row(const LogprobParams& p, int64_t row) {
       of_words.sum += sum;
       of_words.weighted += weighted;
     }
-    add_logits(sums, of_words);
+    add_logits(sums, of_words, p.inv_temperature);
   }
   const LogitRow result = row_of(sums);
   p.state[row] = result.state;
   entropy = static_cast<S>(result.entropy);
   if (kind == kTargetHere) {
-    const double z = logit_at(p.logits, start + index - p.target.first_word, inv_temperature);
-    log_prob = static_cast<S>(log_prob_of(z, result.state));
+    const double logit = logit_at<S>(p.logits, start + index - p.target.first_word);
+    log_prob = static_cast<S>(log_prob_of(logit, result.state, p.inv_temperature));
   } else {
     log_prob = static_cast<S>(kind == kTargetElsewhere ? 0.0 : not_a_number());
   }
@@ -130,7 +130,7 @@ void logprob_grad_row(const LogprobGradParams& p, int64_t row) {
     } else {
       words.stage(p.logits, start + first, count);
       for (int i = 0; i < words.padded; i += lanes) {
-        Lanes<V>::store(out + i, dlogit_of(words.z(i, V(g.inv_temperature)), g));
+        Lanes<V>::store(out + i, dlogit_of(words.at(i), g));
       }
       if (target >= first && target < first + count) out[target - first] += dtarget_of(g);
     }

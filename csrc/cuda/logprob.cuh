@@ -65,23 +65,23 @@ struct LogitAdder {
   template <int kPacks>
   __device__ __forceinline__ void operator()(int64_t, int,
                                              const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) {
-    S z[kPacks][kWords], max[kPacks], highest = sums.max;
+    S logit[kPacks][kWords], max[kPacks], highest = sums.max;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       max[k] = sums.max;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        z[k][i] = Format::number(packs[k].value[i]) * inv_temperature;
-        max[k] = at_least(max[k], z[k][i]);
+        logit[k][i] = Format::number(packs[k].value[i]);
+        max[k] = at_least(max[k], logit[k][i]);
       }
       highest = at_least(highest, max[k]);
     }
-    raise_max(sums, highest);
+    raise_max(sums, highest, inv_temperature);
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       LogitSums<S> of_pack = {highest, S(0), S(0)};
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) add_logit(of_pack, z[k][i]);
+      for (int i = 0; i < kWords; ++i) add_logit(of_pack, logit[k][i], inv_temperature);
       sums.sum += of_pack.sum;
       sums.weighted += of_pack.weighted;
     }
@@ -106,7 +106,7 @@ struct GradWriter {
       S dlogit[kWords];
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        dlogit[i] = dlogit_of(Format::number(packs[k].value[i]) * g.inv_temperature, g);
+        dlogit[i] = dlogit_of(Format::number(packs[k].value[i]), g);
       }
       if (target >= first && target < first + kWords) {
         const int position = static_cast<int>(target - first);
@@ -125,8 +125,8 @@ struct GradWriter {
 };
 
 // Over the block's threads, in a fixed order; known to all of them.
-__device__ __forceinline__ LogitSums<double> block_logits(LogitSums<double> s, double* scratch) {
-  raise_max(s, block_max<kRowWarps>(s.max, scratch));
+__device__ __forceinline__ LogitSums<double> block_logits(LogitSums<double> s, double inv_temperature, double* scratch) {
+  raise_max(s, block_max<kRowWarps>(s.max, scratch), inv_temperature);
   return {s.max, block_sum<kRowWarps>(s.sum, scratch), block_sum<kRowWarps>(s.weighted, scratch)};
 }
 
@@ -149,19 +149,19 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::A
     return;
   }
   const T* words = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row);
-  const S inv_temperature = static_cast<S>(p.inv_temperature);
   // Asked for before the row, so that nothing waits for it behind the row.
   const T target = kind == kTargetHere ? words[index - p.target.first_word] : T(0);
   const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));
-  LogitAdder<Format> adder = {inv_temperature, no_logits<S>()};
+  LogitAdder<Format> adder = {static_cast<S>(p.inv_temperature), no_logits<S>()};
   for_each_pack(words, p.logits.words, banned, adder);
-  const LogitSums<double> total = block_logits({adder.sums.max, adder.sums.sum, adder.sums.weighted}, scratch);
+  const LogitSums<double> total =
+      block_logits({adder.sums.max, adder.sums.sum, adder.sums.weighted}, p.inv_temperature, scratch);
   if (threadIdx.x != 0) return;
   const LogitRow result = row_of(total);
   p.state[row] = result.state;
   entropy = static_cast<S>(result.entropy);
   if (kind == kTargetHere) {
-    log_prob = static_cast<S>(log_prob_of(Format::number(target) * inv_temperature, result.state));
+    log_prob = static_cast<S>(log_prob_of(Format::number(target), result.state, p.inv_temperature));
   } else {
     log_prob = static_cast<S>(kind == kTargetElsewhere ? 0.0 : not_a_number());
   }

@@ -10,7 +10,8 @@
 //   maspo::bapo_bounds    what BAPO's search finds in them: (low, high, positive / negative), float64 [3].
 //   maspo::logprob        from logits to the log-probability of the target word and the entropy of the row; differentiable.
 //                         Its kernel is maspo_ext/logits/logprob.py, which calls those below.
-//   maspo::logprob_forward       also the state that backward needs: (max, log of the sum above it), float64 [..., 2].
+//   maspo::logprob_forward       also the state that backward needs: (max of the logits, log of the sum of
+//                         exp((logit - max) / temperature)), float64 [..., 2].
 //   maspo::logprob_backward      d loss / d logits. A shard of the vocabulary has the words from first_word on of all_words.
 //   maspo::logprob_backward_out  the same into `grad`, which may be the memory of logits.
 //   maspo::linear_logprob, linear_loss  the same and the loss from hidden states and the weight of the head, in chunks. Their

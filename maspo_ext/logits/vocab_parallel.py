@@ -113,10 +113,10 @@ def _shard(group: Any, first_word: int | None, all_words: int | None, words: int
 
 
 def _merged(
-    log_prob: Tensor, entropy: Tensor, state: Tensor, target: Tensor, ignore_index: int, shard: _Shard
+    log_prob: Tensor, entropy: Tensor, state: Tensor, target: Tensor, temperature: float, ignore_index: int, shard: _Shard
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(log_prob, entropy, state)`` of the whole vocabulary from those of the shards."""
-    log_sum = state.sum(-1)
+    log_sum = state[..., 0] / temperature + state[..., 1]
     top = log_sum.clone()
     dist.all_reduce(top, dist.ReduceOp.MAX, shard.group)
     above = log_sum - top
@@ -136,7 +136,7 @@ def _merged(
         torch.where(ignored, 0, value).to(log_prob.dtype)
         for value in ((of_target - log_total).clamp(max=0), (weighted / total + log_total).clamp(min=0))
     )
-    return *whole, torch.stack([top, log_total], -1)
+    return *whole, torch.stack([top * temperature, log_total], -1)
 
 
 class _Logprob(torch.autograd.Function):
@@ -144,7 +144,7 @@ class _Logprob(torch.autograd.Function):
     def forward(ctx, logits, target, temperature, ignore_index, shard):
         ctx.numbers = (temperature, ignore_index, shard.first_word, shard.all_words)
         of_shard = torch.ops.maspo.logprob_forward(logits, target, *ctx.numbers)
-        log_prob, entropy, state = _merged(*of_shard, target, ignore_index, shard)
+        log_prob, entropy, state = _merged(*of_shard, target, temperature, ignore_index, shard)
         ctx.save_for_backward(logits, target, entropy, state)
         ctx.set_materialize_grads(False)
         return log_prob, entropy
@@ -169,7 +169,7 @@ class _LinearLogprob(torch.autograd.Function):
             "all_words": shard.all_words,
         }
         of_shard = torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **ctx.keywords)
-        log_prob, entropy, state = _merged(*of_shard, target, ignore_index, shard)
+        log_prob, entropy, state = _merged(*of_shard, target, temperature, ignore_index, shard)
         ctx.save_for_backward(hidden, weight, bias, target, entropy, state)
         ctx.set_materialize_grads(False)
         return log_prob, entropy

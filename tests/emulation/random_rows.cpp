@@ -66,21 +66,19 @@ int64_t draw_target(Draw& draw, const Targets& t, int64_t words) {
   return choices[draw.integer(0, 5)];
 }
 
-// The forward pass of the CPU's engine in float64, of the same logits over temperature as the arithmetic type has them.
+// The forward pass of the CPU's engine in float64, of the same logits.
 // A float sum of its own would be further from the truth than the kernels are allowed to be.
 RowResults exact_forward(LogprobParams p) {
   const LogitRows rows = p.logits;
-  Memory z(row_count(rows) * rows.words * sizeof(double));
+  Memory exact(row_count(rows) * rows.words * sizeof(double));
   for (int64_t row = 0; row < row_count(rows); ++row) {
     for (int64_t i = 0; i < rows.words; ++i) {
       const int64_t offset = row_offset(rows, row) + i;
-      const double v = number_at(static_cast<const char*>(rows.data) + offset * size_of(rows.dtype), rows.dtype);
-      const float in_float = static_cast<float>(v) * static_cast<float>(p.inv_temperature);
-      z.as<double>()[row * rows.words + i] = rows.dtype == kFloat64 ? v * p.inv_temperature : in_float;
+      exact.as<double>()[row * rows.words + i] =
+          number_at(static_cast<const char*>(rows.data) + offset * size_of(rows.dtype), rows.dtype);
     }
   }
-  p.logits = {z.as<void>(), kFloat64, rows.outer, rows.inner, rows.inner * rows.words, rows.words, rows.words};
-  p.inv_temperature = 1;
+  p.logits = {exact.as<void>(), kFloat64, rows.outer, rows.inner, rows.inner * rows.words, rows.words, rows.words};
   return forward_rows(p, false);
 }
 

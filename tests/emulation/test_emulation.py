@@ -201,7 +201,7 @@ ROW_FAULTS = {
     "a row's last words lost": ("logprob.cuh", "if (threadIdx.x >= 2) return;", "if (threadIdx.x >= 1) return;", "plain", r"seed \d+: "),
     "a step of a row lost": ("logprob.cuh", "first += kRowPacks * kStride", "first += (kRowPacks + 1) * kStride", "plain", r"seed \d+: "),
     "words that are not there counted": ("logprob.cuh", "const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));", "const T banned = T(0);", "plain", r"seed \d+: "),
-    "maximum raised without the sums": ("logprob.cuh", "    raise_max(sums, highest);", "    sums.max = highest;", "plain", r"seed \d+: "),
+    "maximum raised without the sums": ("logprob.cuh", "    raise_max(sums, highest, inv_temperature);", "    sums.max = highest;", "plain", r"seed \d+: "),
     "last word of a pack never the target": ("logprob.cuh", "target < first + kWords)", "target < first + kWords - 1)", "plain", r"seed \d+: grad"),
 }  # fmt: skip
 FAULTS = [("random_cases", name) for name in BATCH_FAULTS] + [("random_rows", name) for name in ROW_FAULTS]

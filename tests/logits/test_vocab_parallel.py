@@ -21,7 +21,9 @@ def found(tmp_path_factory):
     return [torch.load(f"{folder / 'result'}.{rank}") for rank in range(2)]
 
 
-TOLERANCE = {torch.float64: (1e-12, 1e-13), torch.float32: (1e-5, 3e-6), torch.bfloat16: (1e-2, 1e-2)}
+# A shard's matrix product adds up in another order: a logit of 100, of 17 products, moves by 2e-5, and a probability by as
+# much of itself.
+TOLERANCE = {torch.float64: (1e-12, 1e-13), torch.float32: (5e-5, 2e-5), torch.bfloat16: (1e-2, 1e-2)}
 every_case = pytest.mark.parametrize(
     "dtype, shards", [(dtype, name) for dtype in TOLERANCE for name in ("named", "equal")], ids=str
 )
