@@ -15,7 +15,7 @@ void bapo_unit(const BapoParams& p, int64_t unit) {
   const bool shaped = p.entropy.data != nullptr;
   double* sums = p.units + unit * count_all;
   for (int k = 0; k < count_all; ++k) sums[k] = 0.0;
-  Run<S> in = {};
+  Run<V> in = {};
 
   const auto run = [&](const Span& span, int64_t col, int count) {
     if (!in.stage_mask(p.response_mask, p.batch, span, col, count)) return;

@@ -2,9 +2,9 @@
 //   MASPO_ISA_NAME, MASPO_ISA_TARGET  as strings: ours, and what the compiler calls it
 //   MASPO_ISA_KERNELS                 the object to define
 //   MASPO_ISA_FLOATS                  floats in a register
-//   MASPO_ISA_EXPF, MASPO_ISA_EXPD    SLEEF's exp for a register, which libtorch carries (1.0 ULP)
-//   MASPO_ISA_SQRTF, MASPO_ISA_SQRTD  the instruction's intrinsics
-//   MASPO_ISA_REGISTER, MASPO_ISA_REGISTER_D  the register as SLEEF's types
+//   MASPO_ISA_EXPD                    SLEEF's exp for a register of doubles, which libtorch carries (1.0 ULP)
+//   MASPO_ISA_OP(name, ...)           the intrinsic of an instruction, "sqrt_ps" for example, for all lanes
+//   MASPO_ISA_REGISTER_D              the register of doubles as SLEEF's type
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -20,26 +20,29 @@ MASPO_PRAGMA(GCC target(MASPO_ISA_TARGET))
 #endif
 
 #include "cpu/engine.h"
-#include "cpu/vec.h"
+#include "cpu/vec_exp.h"
 
-extern "C" MASPO_ISA_REGISTER MASPO_ISA_EXPF(MASPO_ISA_REGISTER);
 extern "C" MASPO_ISA_REGISTER_D MASPO_ISA_EXPD(MASPO_ISA_REGISTER_D);
 
 namespace maspo {
 namespace {
 using Floats = Vec<float, MASPO_ISA_FLOATS>;
 using Doubles = Vec<double, MASPO_ISA_FLOATS / 2>;
-MASPO_VEC_OP Floats exp_of(Floats v) { return Floats(MASPO_ISA_EXPF(v.r)); }
+// The instructions: of a NaN and a number the second.
+MASPO_VEC_OP Floats larger_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(max_ps, a.r, b.r)); }
+MASPO_VEC_OP Floats smaller_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(min_ps, a.r, b.r)); }
+MASPO_VEC_OP Doubles larger_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(max_pd, a.r, b.r)); }
+MASPO_VEC_OP Doubles smaller_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(min_pd, a.r, b.r)); }
 MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(MASPO_ISA_EXPD(v.r)); }
-MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_SQRTF(v.r)); }
-MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_SQRTD(v.r)); }
+MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_OP(sqrt_ps, v.r)); }
+MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_OP(sqrt_pd, v.r)); }
 }  // namespace
 }  // namespace maspo
 
 #include "cpu/kernels.h"
 
 namespace maspo {
-const CpuKernels MASPO_ISA_KERNELS = kernels_of<Floats, Doubles>(MASPO_ISA_NAME);
+const CpuKernels MASPO_ISA_KERNELS = kernels_of<Pair<Pair<Floats>>, Floats, Doubles>(MASPO_ISA_NAME);
 }
 
 #if defined(__clang__)

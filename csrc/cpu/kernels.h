@@ -8,10 +8,10 @@
 namespace maspo {
 namespace {
 
-template <class Floats, class Doubles>
+template <class ManyFloats, class Floats, class Doubles>
 constexpr CpuKernels kernels_of(const char* name) {
-#define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<Floats, Hyper>,
-#define MASPO_DOUBLE_KERNEL(id, name, Hyper) forward_unit<Doubles, Hyper>,
+#define MASPO_FLOAT_KERNEL(id, name, Hyper) {forward_unit<ManyFloats, Hyper, false>, forward_unit<ManyFloats, Hyper, true>},
+#define MASPO_DOUBLE_KERNEL(id, name, Hyper) {forward_unit<Doubles, Hyper, false>, forward_unit<Doubles, Hyper, true>},
   return {name,
           {MASPO_METHODS(MASPO_FLOAT_KERNEL)},
           {MASPO_METHODS(MASPO_DOUBLE_KERNEL)},

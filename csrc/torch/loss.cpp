@@ -58,7 +58,7 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
 void forward_cpu(const LossParams& params) {
   const bool is_double = params.log_prob.dtype == kFloat64;
   const CpuKernels& kernels = chosen_cpu_kernels();
-  const ForwardUnit forward = (is_double ? kernels.forward_double : kernels.forward_float)[params.method];
+  const ForwardUnit forward = (is_double ? kernels.forward_double : kernels.forward_float)[params.method][has_options(params)];
   torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit) forward(params, unit);
   });
