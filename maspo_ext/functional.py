@@ -10,7 +10,7 @@ import torch
 from maspo_ext import checks
 from maspo_ext.config import config_for
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import local_bapo_sums
+from maspo_ext.ops import local_bapo_sums, loss_of
 from maspo_ext.stats import PolicyLossStats, stat_names
 
 
@@ -111,24 +111,27 @@ def policy_loss(
         "cu_seqlens": cu_seqlens,
         "max_seqlen": max_seqlen,
     }
-    loss, stats = torch.ops.maspo.loss(
-        *tensors,
-        rollout_is_weights=rollout_is_weights,
-        rollout_is_lower=rollout_is_lower,
-        rollout_is_upper=rollout_is_upper,
-        loss_agg_mode=method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
-        dp_size=dp_size,
-        batch_num_tokens=batch_num_tokens,
-        global_batch_size=global_batch_size,
-        loss_scale_factor=loss_scale_factor,
-        dual_clip=dual_clip,
-        ref_log_prob=ref_log_prob,
-        kl_type=kl_type,
-        kl_coef=kl_coef,
-        bapo_sums=_reduced_sums(method, tensors, shared, all_reduce_sums),
+    options = {
         **shared,
-        **method.op_keywords(ratio_mode),
-    )
+        "rollout_is_weights": rollout_is_weights,
+        "rollout_is_lower": rollout_is_lower,
+        "rollout_is_upper": rollout_is_upper,
+        "loss_agg_mode": method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
+        "dp_size": dp_size,
+        "batch_num_tokens": batch_num_tokens,
+        "global_batch_size": global_batch_size,
+        "loss_scale_factor": loss_scale_factor,
+        "dual_clip": dual_clip,
+        "ref_log_prob": ref_log_prob,
+        "kl_type": kl_type,
+        "kl_coef": kl_coef,
+        "bapo_sums": _reduced_sums(method, tensors, shared, all_reduce_sums),
+    }
+    if torch.compiler.is_compiling():
+        loss, stats = torch.ops.maspo.loss(*tensors, **options, **method.op_keywords(ratio_mode))
+    else:
+        # The op's own kernel, without the way to it: the dispatcher's share of a small batch's time is large.
+        loss, stats = loss_of(method, ratio_mode, *tensors, **options)
     names = stat_names(
         ratio_mode,
         entropy_adv=entropy is not None,

@@ -40,9 +40,9 @@ class _SecondDerivative(torch.autograd.Function):
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_prob, tensors, keywords):
-        loss, stats, dlogp, row_scale = torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=True)
-        ctx.save_for_backward(log_prob, dlogp, row_scale, keywords["cu_seqlens"])
-        ctx.max_seqlen = keywords["max_seqlen"]
+        loss, stats, dlogp, row_scale = forward_pass(log_prob, tensors, keywords, need_grad=True)
+        ctx.save_for_backward(log_prob, dlogp, row_scale, keywords.get("cu_seqlens"))
+        ctx.max_seqlen = keywords.get("max_seqlen")
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
@@ -56,6 +56,116 @@ class _Loss(torch.autograd.Function):
         if torch.is_grad_enabled():
             grad = _SecondDerivative.apply(grad, log_prob)
         return grad, None, None
+
+
+def prepared(
+    config,
+    ratio_mode,
+    log_prob,
+    old_log_prob,
+    advantages,
+    response_mask,
+    *,
+    rollout_is_weights=None,
+    loss_agg_mode="token-mean",
+    dp_size=1,
+    batch_num_tokens=None,
+    global_batch_size=None,
+    loss_scale_factor=None,
+    bapo_sums=None,
+    dual_clip=False,
+    entropy=None,
+    entropy_alpha=0.0,
+    entropy_kappa=2.0,
+    ref_log_prob=None,
+    kl_type="k3",
+    kl_coef=0.0,
+    rollout_is_lower=None,
+    rollout_is_upper=None,
+    cu_seqlens=None,
+    max_seqlen=None,
+):
+    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo`` after its search.
+
+    What has its default in ``loss_forward`` is left out: the dispatcher takes a third of a microsecond for each argument.
+    """
+    checks.check_tensors(
+        log_prob,
+        old_log_prob,
+        advantages,
+        response_mask,
+        rollout_is_weights,
+        entropy,
+        ref_log_prob,
+        cu_seqlens,
+        max_seqlen,
+    )
+    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    checks.check_options(
+        ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None
+    )
+    entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa)
+
+    shared = {}
+    if entropy is not None:
+        shared |= {"entropy": entropy, "entropy_alpha": entropy_alpha, "entropy_kappa": entropy_kappa}
+    if cu_seqlens is not None:
+        shared |= {"cu_seqlens": _as_int64(cu_seqlens), "max_seqlen": max_seqlen}
+    tensors = (old_log_prob, advantages, response_mask)
+    keywords = {
+        **shared,
+        **_of_config(config, dual_clip),
+        "loss_agg_mode": loss_agg_mode,
+        "dp_size": dp_size,
+    }
+    if ref_log_prob is not None:
+        keywords |= {
+            "ref_log_prob": ref_log_prob,
+            "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
+            "kl_coef": kl_coef,
+        }
+    for name, value in (
+        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size)),
+        ("rollout_is_weights", rollout_is_weights),
+        ("rollout_is_lower", rollout_is_lower),
+        ("rollout_is_upper", rollout_is_upper),
+        ("batch_num_tokens", batch_num_tokens),
+        ("global_batch_size", global_batch_size),
+        ("loss_scale_factor", loss_scale_factor),
+    ):
+        if value is not None:
+            keywords[name] = value
+    return tensors, keywords
+
+
+@functools.lru_cache(maxsize=256)
+def _of_config(config, dual_clip):
+    """What ``loss_forward`` is told of the method."""
+    return {
+        "method": config.method,
+        "hyper": config.kernel_hyper(),
+        "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
+        "dual_clip": dual_clip or config.dual_clip,
+    }
+
+
+def forward_pass(log_prob, tensors, keywords, need_grad):
+    """``(loss, stats, dlogp, row_scale)`` of what ``prepared`` gave; no part of autograd."""
+    return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=need_grad)
+
+
+def loss_of(config, ratio_mode, log_prob, *tensors, **options):
+    """``maspo::loss`` for a config object: ``(loss, stats)``, differentiable in log_prob."""
+    if isinstance(log_prob, torch.Tensor) and forward_ad.unpack_dual(log_prob).tangent is not None:
+        # Without this, the tangent would be dropped in silence.
+        raise NotImplementedError(
+            "maspo_ext: torch.ops.maspo.loss has no forward-mode derivative: expected a log_prob without a tangent, got a dual "
+            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.loss."
+        )
+    tensors, keywords = prepared(config, ratio_mode, log_prob, *tensors, **options)
+    if torch.is_grad_enabled() and log_prob.requires_grad:
+        return _Loss.apply(log_prob, tensors, keywords)
+    return forward_pass(log_prob, tensors, keywords, need_grad=False)[:2]
 
 
 def _loss(
@@ -110,60 +220,32 @@ def _loss(
         "clip_ratio_high": clip_ratio_high,
         "clip_ratio_c": clip_ratio_c,
     }
-    config = _config(ratio_mode, named, hyper)
-    checks.check_tensors(
+    return loss_of(
+        _config(ratio_mode, named, hyper),
+        ratio_mode,
         log_prob,
         old_log_prob,
         advantages,
         response_mask,
-        rollout_is_weights,
-        entropy,
-        ref_log_prob,
-        cu_seqlens,
-        max_seqlen,
+        rollout_is_weights=rollout_is_weights,
+        loss_agg_mode=loss_agg_mode,
+        dp_size=dp_size,
+        batch_num_tokens=batch_num_tokens,
+        global_batch_size=global_batch_size,
+        loss_scale_factor=loss_scale_factor,
+        bapo_sums=bapo_sums,
+        dual_clip=dual_clip,
+        entropy=entropy,
+        entropy_alpha=entropy_alpha,
+        entropy_kappa=entropy_kappa,
+        ref_log_prob=ref_log_prob,
+        kl_type=kl_type,
+        kl_coef=kl_coef,
+        rollout_is_lower=rollout_is_lower,
+        rollout_is_upper=rollout_is_upper,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
     )
-    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
-    checks.check_options(
-        ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None
-    )
-    if forward_ad.unpack_dual(log_prob).tangent is not None:
-        # Without this, the tangent would be dropped in silence.
-        raise NotImplementedError(
-            "maspo_ext: torch.ops.maspo.loss has no forward-mode derivative: expected a log_prob without a tangent, got a dual "
-            "tensor. Use reverse mode (loss.backward()), or maspo_ext.reference.loss."
-        )
-
-    entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa)
-    shared = {
-        "entropy": entropy,
-        "entropy_alpha": entropy_alpha,
-        "entropy_kappa": entropy_kappa,
-        "cu_seqlens": _as_int64(cu_seqlens),
-        "max_seqlen": max_seqlen,
-    }
-    tensors = (old_log_prob, advantages, response_mask)
-    keywords = {
-        **shared,
-        "method": config.method,
-        "hyper": config.kernel_hyper(),
-        "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
-        "clip_bounds": _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size),
-        "rollout_is_weights": rollout_is_weights,
-        "loss_agg_mode": loss_agg_mode,
-        "dp_size": dp_size,
-        "batch_num_tokens": batch_num_tokens,
-        "global_batch_size": global_batch_size,
-        "loss_scale_factor": loss_scale_factor,
-        "dual_clip": dual_clip or config.dual_clip,
-        "ref_log_prob": ref_log_prob,
-        "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
-        "kl_coef": kl_coef,
-        "rollout_is_lower": rollout_is_lower,
-        "rollout_is_upper": rollout_is_upper,
-    }
-    if torch.is_grad_enabled() and log_prob.requires_grad:
-        return _Loss.apply(log_prob, tensors, keywords)
-    return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=False)[:2]
 
 
 _library.impl("loss", _loss, "CompositeImplicitAutograd")
@@ -209,6 +291,8 @@ def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):
                 f"{entropy_kappa!r}. Its own alpha and kappa are hyper-parameters of the mode."
             )
         return of_method
+    if (entropy_alpha, entropy_kappa) == _ENTROPY_DEFAULTS:
+        return _ENTROPY_DEFAULTS
     check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
     if entropy_alpha != 0 and entropy is None:
         raise ValueError(
@@ -221,7 +305,7 @@ def _as_int64(cu_seqlens):
     return None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
 
 
-def local_bapo_sums(config, log_prob, *tensors, cu_seqlens, **shared):
+def local_bapo_sums(config, log_prob, *tensors, cu_seqlens=None, **shared):
     """The sums of this call's tokens by which BAPO's search decides; float64, without gradient."""
     return torch.ops.maspo.bapo_sums(
         log_prob.detach(), *tensors, **config.candidates(), **shared, cu_seqlens=_as_int64(cu_seqlens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ _OF_RATIO = (
 NUM_STATS = len(_OF_CLIP) + METHOD_SLOTS + len(_OF_RATIO) + 3
 
 
+@functools.lru_cache(maxsize=64)
 def stat_names(
     ratio_mode: str = "maspo", *, entropy_adv: bool = False, ref_kl: bool = False, rollout_is: bool = False
 ) -> tuple[str | None, ...]:

@@ -19,12 +19,6 @@ inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
   return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
 }
 
-// Whether a token has more to do than its method.
-inline bool has_options(const LossParams& p) {
-  return p.options.has_entropy || p.options.has_ref || p.options.is_rule != kIsAsGiven ||
-         p.rollout_is_weights.data != nullptr;
-}
-
 // A pass over one unit. Units are independent of each other.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 using BapoUnit = void (*)(const BapoParams&, int64_t unit);
@@ -34,8 +28,8 @@ using LogprobGradRow = void (*)(const LogprobGradParams&, int64_t row);
 
 struct CpuKernels {
   const char* name;
-  ForwardUnit forward_float[kNumMethods][2];  // without options, with them
-  ForwardUnit forward_double[kNumMethods][2];
+  ForwardUnit forward_float[kNumMethods];
+  ForwardUnit forward_double[kNumMethods];
   BapoUnit bapo_float;
   BapoUnit bapo_double;
   LogprobRow logprob_float;

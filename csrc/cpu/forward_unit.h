@@ -42,9 +42,9 @@ struct UnitSums {
   }
 };
 
-// kOptions: whether the call has entropy, a reference, or weights of the rollout. Without, a token has no branch for them.
+// kOptions: whether a token has more to do than its method. Without, it has no branch for that.
 template <class V, template <class> class Hyper, bool kOptions>
-void forward_unit(const LossParams& p, int64_t unit) {
+void forward_unit_with(const LossParams& p, int64_t unit) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
   const Hyper<S> h = hyper_of<Hyper, S>(p);
@@ -103,6 +103,13 @@ void forward_unit(const LossParams& p, int64_t unit) {
       p.batch, p.tiling, unit, [&](const Span&) { row_tokens = row_loss = widened(Total(S(0))); }, run,
       [&](int64_t piece) { p.pieces[piece] = {sum_over_lanes(row_tokens), sum_over_lanes(row_loss)}; });
   p.units[unit] = sums.over_lanes();
+}
+
+template <class V, template <class> class Hyper>
+void forward_unit(const LossParams& p, int64_t unit) {
+  const bool options = p.options.has_entropy || p.options.has_ref || p.options.is_rule != kIsAsGiven ||
+                       p.rollout_is_weights.data != nullptr;
+  options ? forward_unit_with<V, Hyper, true>(p, unit) : forward_unit_with<V, Hyper, false>(p, unit);
 }
 
 }  // namespace

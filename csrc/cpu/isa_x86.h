@@ -5,40 +5,7 @@
 //   MASPO_ISA_EXPD                    SLEEF's exp for a register of doubles, which libtorch carries (1.0 ULP)
 //   MASPO_ISA_OP(name, ...)           the intrinsic of an instruction, "sqrt_ps" for example, for all lanes
 //   MASPO_ISA_REGISTER_D              the register of doubles as SLEEF's type
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-
-#define MASPO_PRAGMA_TEXT(text) _Pragma(#text)
-#define MASPO_PRAGMA(text) MASPO_PRAGMA_TEXT(text)
-
-// To the end of the file: templates are instantiated there.
-#if defined(__clang__)
-MASPO_PRAGMA(clang attribute push(__attribute__((target(MASPO_ISA_TARGET))), apply_to = function))
-#else
-MASPO_PRAGMA(GCC target(MASPO_ISA_TARGET))
-#endif
-
-#include "cpu/engine.h"
-#include "cpu/vec_exp.h"
-
-extern "C" MASPO_ISA_REGISTER_D MASPO_ISA_EXPD(MASPO_ISA_REGISTER_D);
-
-namespace maspo {
-namespace {
-using Floats = Vec<float, MASPO_ISA_FLOATS>;
-using Doubles = Vec<double, MASPO_ISA_FLOATS / 2>;
-// The instructions: of a NaN and a number the second.
-MASPO_VEC_OP Floats larger_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(max_ps, a.r, b.r)); }
-MASPO_VEC_OP Floats smaller_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(min_ps, a.r, b.r)); }
-MASPO_VEC_OP Doubles larger_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(max_pd, a.r, b.r)); }
-MASPO_VEC_OP Doubles smaller_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(min_pd, a.r, b.r)); }
-MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(MASPO_ISA_EXPD(v.r)); }
-MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_OP(sqrt_ps, v.r)); }
-MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_OP(sqrt_pd, v.r)); }
-}  // namespace
-}  // namespace maspo
-
+#include "cpu/isa_vec.h"
 #include "cpu/kernels.h"
 
 namespace maspo {

@@ -59,7 +59,7 @@ struct Run {
     }
     // Whole registers, without a branch: compilers make no vectors of a search.
     V any = V(S(0));
-    for (int i = 0; i < kRun; i += Lanes<V>::count) {
+    for (int i = 0; i < count; i += Lanes<V>::count) {
       const V one = Lanes<V>::load(mask.values + i);
       any = select(one != V(S(0)), V(S(1)), any);
     }
