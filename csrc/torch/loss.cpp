@@ -35,13 +35,13 @@ struct Outputs {
 Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   const ScalarType type = arithmetic_type(params.log_prob.dtype);
   const auto doubles = [&](std::initializer_list<int64_t> size) {
-    return torch::stable::new_empty(log_prob, size, ScalarType::Double);
+    return new_contiguous(log_prob, size, ScalarType::Double);
   };
   std::vector<int64_t> shape(log_prob.sizes().begin(), log_prob.sizes().end());
   if (!need_grad) shape[0] = 0;
-  Outputs out{torch::stable::new_empty(log_prob, {}, type),
+  Outputs out{new_contiguous(log_prob, {}, type),
               doubles({kNumStats}),
-              torch::stable::new_empty(log_prob, shape, type),
+              new_contiguous(log_prob, shape, type),
               doubles({params.batch.rows})};
   params.loss = out.loss.mutable_data_ptr();
   params.stats = data_of<double>(out.stats);
@@ -124,8 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
     params.tiling = cuda_tiling(params.batch.rows, params.batch.cols);
     constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
-    Tensor pieces = torch::stable::new_empty(log_prob, {piece_count(params.batch, params.tiling), 2}, ScalarType::Double);
-    Tensor units = torch::stable::new_empty(log_prob, {params.tiling.units, kDoublesPerUnit}, ScalarType::Double);
+    Tensor pieces = new_contiguous(log_prob, {piece_count(params.batch, params.tiling), 2}, ScalarType::Double);
+    Tensor units = new_contiguous(log_prob, {params.tiling.units, kDoublesPerUnit}, ScalarType::Double);
     params.pieces = data_of<RowSums>(pieces);
     params.units = data_of<StatSums<double>>(units);
     Outputs out = allocate(log_prob, need_grad, params);
@@ -150,7 +150,7 @@ Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarTyp
                   "maspo: loss_backward takes what loss_forward returned, with the dtype of its log_prob");
   STD_TORCH_CHECK(grad_loss.device() == dlogp.device() && row_scale.device() == dlogp.device(),
                   "maspo: loss_backward takes tensors of one device");
-  Tensor grad = torch::stable::new_empty(dlogp, dlogp.sizes(), dtype);
+  Tensor grad = new_contiguous(dlogp, {dlogp.sizes().begin(), dlogp.sizes().end()}, dtype);
   const double* scales = static_cast<const double*>(row_scale.const_data_ptr());
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
