@@ -49,8 +49,7 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Op
   using S = scalar_t<V>;
   const V zero = V(S(0)), one = V(S(1));
   const auto valid = in.mask != zero;
-  // Selected before any arithmetic: 0 * NaN would let a masked token through. So selected, a masked token has a finite
-  // loss and slope, which its mask takes to 0.
+  // Selected before any arithmetic: 0 * NaN would let a masked token through.
   in.log_prob = select(valid, in.log_prob, zero);
   in.old_log_prob = select(valid, in.old_log_prob, zero);
   in.advantage = select(valid, in.advantage, zero);
@@ -104,7 +103,10 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Op
     dloss += V(o.kl_coef) * select(kl.value != kl.value, kl.value, kl.slope);
     add_to(s.sum[kRefKl], in.mask * kl.value);
   }
-  return {in.mask * loss, in.mask * dloss};
+  TokenOutputs<V> out;
+  out.loss = select(valid, in.mask * loss, zero);
+  out.dlogp = select(valid, in.mask * dloss, zero);
+  return out;
 }
 
 }  // namespace maspo
