@@ -32,9 +32,9 @@ def plot(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _shown(rows, **wanted):
+def _shown(figures, **wanted):
     wanted = {"dtype": "float32", "masked": 0.2, "pass": "forward+backward", **wanted}
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    return [row for row in figures if all(row[name] == value for name, value in wanted.items())]
 
 
 def _by_size(axes, rows) -> None:
