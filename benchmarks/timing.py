@@ -1,7 +1,8 @@
-"""Paired timing: in one process, one run of each candidate after the other, many times over."""
+"""Paired timing: in one process, one run of each candidate after the other, in an order of its own each time, many times over."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -42,12 +43,14 @@ def timed_rounds(
 ) -> list[Round]:
     """As many rounds as fit into the seconds, within the bounds; ``before`` hears what runs next."""
     rounds: list[Round] = []
+    order, shuffle = list(candidates), random.Random(0).shuffle
     stop = time.perf_counter() + seconds
     while len(rounds) < least or (time.perf_counter() < stop and len(rounds) < most):
         rounds.append({})
-        for name, function in candidates.items():
+        shuffle(order)  # what ran before decides what the caches hold
+        for name in order:
             before(name)
-            rounds[-1][name] = clock(function)
+            rounds[-1][name] = clock(candidates[name])
     return rounds
 
 

@@ -10,7 +10,7 @@ import torch
 from maspo_ext import checks
 from maspo_ext.config import config_for
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import local_bapo_sums
+from maspo_ext.ops import local_bapo_sums, loss_of
 from maspo_ext.stats import PolicyLossStats, stat_names
 
 
@@ -110,9 +110,8 @@ def policy_loss(
         "cu_seqlens": cu_seqlens,
         "max_seqlen": max_seqlen,
     }
-    keywords = loss_keywords(
+    options = loss_options(
         method,
-        ratio_mode,
         rollout_is_weights=rollout_is_weights,
         rollout_is_threshold=rollout_is_threshold,
         loss_agg_mode=loss_agg_mode,
@@ -127,7 +126,11 @@ def policy_loss(
         bapo_sums=_reduced_sums(method, tensors, shared, all_reduce_sums),
         **shared,
     )
-    loss, stats = torch.ops.maspo.loss(*tensors, **keywords)
+    if torch.compiler.is_compiling():
+        loss, stats = torch.ops.maspo.loss(*tensors, **options, **method.op_keywords(ratio_mode))
+    else:
+        # The op's own kernel, without the way to it: the dispatcher's share of a small batch's time is large.
+        loss, stats = loss_of(method, ratio_mode, *tensors, **options)
     names = stat_names(
         ratio_mode,
         entropy_adv=entropy is not None,
@@ -137,17 +140,16 @@ def policy_loss(
     return PolicyLossOutput(loss, PolicyLossStats(stats, names))
 
 
-def loss_keywords(
-    method: MethodConfig, ratio_mode: str, *, rollout_is_threshold: Any = None, loss_agg_mode: str | None = None, **others: Any
-) -> dict[str, Any]:  # fmt: skip
-    """Keywords of the op for those of :func:`policy_loss`, which are the same but for these."""
+def loss_options(
+    method: MethodConfig, *, rollout_is_threshold: Any = None, loss_agg_mode: str | None = None, **others: Any
+) -> dict[str, Any]:
+    """The op's keywords for those of :func:`policy_loss`, which are the same but for these; hyper-parameters apart."""
     rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
     return {
         **others,
         "rollout_is_lower": rollout_is_lower,
         "rollout_is_upper": rollout_is_upper,
         "loss_agg_mode": method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
-        **method.op_keywords(ratio_mode),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ INVALID_TARGETS = "actor/invalid_target_count"
 NUM_STATS = len(_OF_CLIP) + METHOD_SLOTS + len(_OF_RATIO) + 3
 
 
+@functools.lru_cache(maxsize=64)
 def stat_names(
     ratio_mode: str = "maspo", *, entropy_adv: bool = False, ref_kl: bool = False, rollout_is: bool = False
 ) -> tuple[str | None, ...]:

@@ -34,7 +34,7 @@ MASPO_HD Kl<V> kl_of(V log_prob, V ref_log_prob, int32_t type, bool straight_thr
   } else {
     const V bound = V(S(kMaxK3LogRatio)), highest = V(S(kMaxK3));
     const V x = clamp(-d, -bound, bound);
-    const V e = exp_of(x);
+    const V e = exp_of_within_80(x);
     const V value = e - x - one;
     const auto inside = (d >= -bound) & (d <= bound) & (value <= highest);
     kl = {at_most(value, highest), select(inside, one - e, zero)};

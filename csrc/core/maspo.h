@@ -16,7 +16,7 @@ namespace maspo {
 template <class S>
 struct MaspoHyper {
   static constexpr bool kClampLow = true;
-  static constexpr int kSums = 5;
+  static constexpr int kMeans = 3, kCounts = 2;
   S sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg;
   bool gate_gradient;  // differentiate through the gate; the reference treats it as a constant
   S clip_low, clip_high;  // of the clip that pg_clipfrac counts, as in the reference; MASPO does not apply it
@@ -28,9 +28,11 @@ struct MaspoHyper {
   }
   MASPO_HD void finish(const double* sums, double tokens, double* stats) {
     const double open_gate = tokens == 0 ? 0.0 : 1.0;
-    stats[0] = mean_or(sums[0], sums[2], open_gate);
-    stats[1] = mean_or(sums[1], sums[3], open_gate);
-    for (int i = 2; i < 5; ++i) stats[i] = mean_or(sums[i], tokens, 0.0);
+    stats[0] = mean_or(sums[1], sums[3], open_gate);
+    stats[1] = mean_or(sums[2], sums[4], open_gate);
+    stats[2] = mean_or(sums[3], tokens, 0.0);
+    stats[3] = mean_or(sums[4], tokens, 0.0);
+    stats[4] = mean_or(sums[0], tokens, 0.0);
   }
 };
 
@@ -51,7 +53,7 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
   const auto gated_pos = pos & (r.ratio > one), gated_neg = neg & (r.ratio < one);
   const auto gated = gated_pos | gated_neg;
   const V z = (r.ratio - one) / sigma;
-  const V gate = select(gated, exp_of(V(S(-0.5)) * z * z), one);
+  const V gate = select(gated, exp_of_at_most_80(V(S(-0.5)) * z * z), one);
 
   MethodToken<V> token;
   token.loss = -advantage * gate * r.ratio;
@@ -61,11 +63,11 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
     token.dloss = token.dloss * select(gated & (gate > zero), one - r.ratio * z / sigma, one);
   }
   token.clipped = beyond_clip(r.ratio, advantage, V(h.clip_low), V(h.clip_high));
-  token.sums[0] = select(gated_pos, gate, zero);
-  token.sums[1] = select(gated_neg, gate, zero);
-  token.sums[2] = one_where<V>(gated_pos);
-  token.sums[3] = one_where<V>(gated_neg);
-  token.sums[4] = sigma;
+  token.means[0] = sigma;
+  token.means[1] = select(gated_pos, gate, zero);
+  token.means[2] = select(gated_neg, gate, zero);
+  token.counts[0] = gated_pos;
+  token.counts[1] = gated_neg;
   return token;
 }
 

@@ -1,6 +1,6 @@
 // What every method gives for a token. A method is a header with
 //   * XHyper<S>: its hyper-parameters; XHyper<S>::from(values) reads them in the order of its config class
-//     (maspo_ext/methods/); kClampLow, see ratio.h; kSums, how many sums of its own it keeps;
+//     (maspo_ext/methods/); kClampLow, see ratio.h; kMeans and kCounts, how many sums of its own it keeps;
 //     finish(sums, tokens, stats), the statistics made of these sums;
 //   * method_token(ratio, old_log_prob, advantage, hyper): the formula.
 #pragma once
@@ -18,8 +18,12 @@ struct MethodToken {
   V loss;             // L, before the mask and the weights
   V dloss;            // d L / d log_prob
   flag_t<V> clipped;  // counts in pg_clipfrac
-  V sums[kMaxMethodSums];  // the first kSums are summed over the tokens, weighted by the mask
+  V means[kMaxMethodSums];             // the first kMeans are summed over the tokens, weighted by the mask
+  flag_t<V> counts[kMaxMethodSums];  // and so are the first kCounts of these, as 1 where they hold
 };
+
+template <class Hyper>
+constexpr int kSumsOf = Hyper::kMeans + Hyper::kCounts;
 
 // 1 where the condition holds, for sums that count.
 template <class V>

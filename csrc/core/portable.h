@@ -43,6 +43,16 @@ MASPO_HD double sqrt_of(double v) { return ::sqrt(v); }
 MASPO_HD float select(bool condition, float yes, float no) { return condition ? yes : no; }
 MASPO_HD double select(bool condition, double yes, double no) { return condition ? yes : no; }
 
+// The same where more is known of the value, which a NaN may be instead: a vector's exp has less to do.
+template <class V>
+MASPO_HD V exp_of_at_most_80(V v) {
+  return exp_of(v);
+}
+template <class V>
+MASPO_HD V exp_of_within_80(V v) {
+  return exp_of(v);
+}
+
 template <class S>
 struct Limits;
 template <>
@@ -61,6 +71,14 @@ struct Limits<double> {
   }
 };
 
+// The type of a sum over many values V, or of their least or largest.
+template <class V>
+struct Total {
+  using type = V;
+};
+template <class V>
+using total_t = typename Total<V>::type;
+
 // min and max that keep a NaN in `value`.
 template <class V>
 MASPO_HD V at_least(V value, V low) {
@@ -74,6 +92,19 @@ MASPO_HD V at_most(V value, V high) {
 template <class V>
 MASPO_HD V clamp(V value, V low, V high) {
   return at_most(at_least(value, low), high);
+}
+template <class V>
+MASPO_HD void add_to(V& total, V value) {
+  total += value;
+}
+// A NaN in `value` leaves them as they are.
+template <class V>
+MASPO_HD void lower_to(V& least, V value) {
+  least = at_most(least, value);
+}
+template <class V>
+MASPO_HD void raise_to(V& most, V value) {
+  most = at_least(most, value);
 }
 template <class V>
 MASPO_HD V abs_of(V value) {

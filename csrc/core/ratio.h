@@ -24,11 +24,11 @@ MASPO_HD Ratio<V> ratio_of(V log_prob, V old_log_prob) {
   Ratio<V> r;
   if (kClampLow) {
     r.log_ratio = clamp(difference, low, high);
-    r.ratio = exp_of(r.log_ratio);
-    r.inside = (difference >= low) & (difference <= high);
+    r.ratio = exp_of_within_80(r.log_ratio);
+    r.inside = r.log_ratio == difference;
   } else {
     r.log_ratio = difference;
-    r.ratio = exp_of(at_most(difference, high));
+    r.ratio = exp_of_at_most_80(at_most(difference, high));
     r.inside = difference <= high;
   }
   return r;

@@ -14,7 +14,7 @@ namespace maspo {
 template <class S>
 struct SapoHyper {
   static constexpr bool kClampLow = true;
-  static constexpr int kSums = 4;
+  static constexpr int kMeans = 2, kCounts = 2;
   S tau_pos, tau_neg;
 
   MASPO_HD SapoHyper from(const double* v) { return {static_cast<S>(v[0]), static_cast<S>(v[1])}; }
@@ -32,17 +32,17 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V, V advantage, const Sa
   const auto pos = advantage > zero, neg = advantage < zero;
   const V tau = select(pos, V(h.tau_pos), V(h.tau_neg));
   const V u = tau * (r.ratio - one);
-  const V e = exp_of(-abs_of(u));  // in (0, 1]: neither overflow nor cancellation
+  const V e = exp_of_at_most_80(-abs_of(u));  // in (0, 1]: neither overflow nor cancellation
   const V sigmoid = select(u < zero, e, one) / (one + e);
   const V gate = four * e / ((one + e) * (one + e));
   MethodToken<V> token;
   token.loss = -advantage * (four / tau) * sigmoid;
   token.dloss = select(r.inside, -advantage * r.ratio * gate, zero);
   token.clipped = never<V>();
-  token.sums[0] = select(pos, gate, zero);
-  token.sums[1] = select(neg, gate, zero);
-  token.sums[2] = one_where<V>(pos);
-  token.sums[3] = one_where<V>(neg);
+  token.means[0] = select(pos, gate, zero);
+  token.means[1] = select(neg, gate, zero);
+  token.counts[0] = pos;
+  token.counts[1] = neg;
   return token;
 }
 

@@ -37,15 +37,15 @@ struct TokenOutputs {
   V dlogp;  // its derivative in log_prob
 };
 
+// 0 where the value is finite, else NaN: of a sum of these, one comparison tells.
 template <class V>
-MASPO_HD flag_t<V> is_nonfinite(V value) {
-  const V bound = V(Limits<scalar_t<V>>::max);
-  return !((value <= bound) & (value >= -bound));
+MASPO_HD V finite_probe(V value) {
+  return V(scalar_t<V>(0)) * value;
 }
 
 template <class V, class Hyper>
 MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Options<scalar_t<V>>& o,
-                                     StatSums<V, Hyper::kSums>& s) {
+                                     StatSums<total_t<V>, kSumsOf<Hyper>>& s) {
   using S = scalar_t<V>;
   const V zero = V(S(0)), one = V(S(1));
   const auto valid = in.mask != zero;
@@ -54,51 +54,55 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Op
   in.old_log_prob = select(valid, in.old_log_prob, zero);
   in.advantage = select(valid, in.advantage, zero);
   in.is_weight = select(valid, in.is_weight, one);
-  auto nonfinite = is_nonfinite(in.log_prob) | is_nonfinite(in.old_log_prob) | is_nonfinite(in.advantage) |
-                   is_nonfinite(in.is_weight);
-
+  V probe = finite_probe(in.log_prob) + finite_probe(in.old_log_prob) + finite_probe(in.advantage) +
+            finite_probe(in.is_weight);
   if (o.has_entropy) {
     in.entropy = select(valid, in.entropy, zero);
-    nonfinite = nonfinite | is_nonfinite(in.entropy);
+    probe += finite_probe(in.entropy);
     const V bonus = entropy_bonus(in.advantage, in.entropy, V(o.entropy_alpha), V(o.entropy_kappa));
     in.advantage = in.advantage + bonus;
-    s.sum[kEntropyBonus] += in.mask * bonus;
+    add_to(s.sum[kEntropyBonus], in.mask * bonus);
   }
+  if (o.has_ref) {
+    in.ref_log_prob = select(valid, in.ref_log_prob, zero);
+    probe += finite_probe(in.ref_log_prob);
+  }
+  // Every sum is added to as soon as what it counts is known: nothing waits for that in a register.
+  add_to(s.sum[kNonfinite], one_where<V>(probe != probe));
+  add_to(s.sum[kTokens], in.mask);
 
   const Ratio<V> r = ratio_of<Hyper::kClampLow>(in.log_prob, in.old_log_prob);
+  add_to(s.sum[kLogRatio], in.mask * r.log_ratio);
+  add_to(s.sum[kClamped], select(r.inside, zero, in.mask));
+  add_to(s.sum[kRatio], in.mask * r.ratio);
+  lower_to(s.ratio_min, select(valid, r.ratio, V(Limits<S>::max)));
+  raise_to(s.ratio_max, select(valid, r.ratio, zero));
   const auto beyond_c = (in.advantage < zero) & (r.ratio > V(o.clip_ratio_c));
+  add_to(s.sum[kClipLower], select(beyond_c, in.mask, zero));
+
   MethodToken<V> token = method_token(o.dual_clip ? dual_clip(r, beyond_c, V(o.clip_ratio_c)) : r, in.old_log_prob,
                                       in.advantage, h);
+  add_to(s.sum[kClip], select(token.clipped, in.mask, zero));
+  for (int i = 0; i < Hyper::kMeans; ++i) add_to(s.method[i], in.mask * token.means[i]);
+  for (int i = 0; i < Hyper::kCounts; ++i) {
+    add_to(s.method[Hyper::kMeans + i], select(token.counts[i], in.mask, zero));
+  }
   // A NaN makes `inside` false and is in no branch of a clip: let it reach the gradient instead of hiding it.
   token.dloss = select(token.loss != token.loss, token.loss, token.dloss);
 
   if (o.is_rule != kIsAsGiven) {
     const IsWeight<V> bounded = bounded_is_weight(in.is_weight, V(o.is_lower), V(o.is_upper), o.is_rule);
     in.is_weight = bounded.value;
-    s.sum[kIsOutside] += select(bounded.outside, in.mask, zero);
+    add_to(s.sum[kIsOutside], select(bounded.outside, in.mask, zero));
   }
   V loss = in.is_weight * token.loss, dloss = in.is_weight * token.dloss;
 
   if (o.has_ref) {
-    in.ref_log_prob = select(valid, in.ref_log_prob, zero);
-    nonfinite = nonfinite | is_nonfinite(in.ref_log_prob);
     const Kl<V> kl = kl_of(in.log_prob, in.ref_log_prob, o.kl_type, o.kl_straight_through);
     loss += V(o.kl_coef) * kl.value;
     dloss += V(o.kl_coef) * select(kl.value != kl.value, kl.value, kl.slope);
-    s.sum[kRefKl] += in.mask * kl.value;
+    add_to(s.sum[kRefKl], in.mask * kl.value);
   }
-
-  s.sum[kTokens] += in.mask;
-  s.sum[kLogRatio] += in.mask * r.log_ratio;
-  s.sum[kRatio] += in.mask * r.ratio;
-  s.sum[kClip] += select(token.clipped, in.mask, zero);
-  s.sum[kClipLower] += select(beyond_c, in.mask, zero);
-  s.sum[kClamped] += select(r.inside, zero, in.mask);
-  s.sum[kNonfinite] += select(valid & nonfinite, one, zero);
-  for (int i = 0; i < Hyper::kSums; ++i) s.method[i] += in.mask * token.sums[i];
-  s.ratio_min = select(valid & (r.ratio < s.ratio_min), r.ratio, s.ratio_min);
-  s.ratio_max = select(valid & (r.ratio > s.ratio_max), r.ratio, s.ratio_max);
-
   TokenOutputs<V> out;
   out.loss = select(valid, in.mask * loss, zero);
   out.dlogp = select(valid, in.mask * dloss, zero);

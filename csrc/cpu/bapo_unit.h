@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/entropy_adv.h"
+#include "cpu/pair.h"
 #include "cpu/stage.h"
 
 namespace maspo {
@@ -15,7 +16,9 @@ void bapo_unit(const BapoParams& p, int64_t unit) {
   const bool shaped = p.entropy.data != nullptr;
   double* sums = p.units + unit * count_all;
   for (int k = 0; k < count_all; ++k) sums[k] = 0.0;
-  Run<S> in = {};
+  S bounds[kMaxBapoCandidates];
+  for (int k = 0; k < count_all; ++k) bounds[k] = static_cast<S>(c.bound[k]);
+  Run<V> in = {};
 
   const auto run = [&](const Span& span, int64_t col, int count) {
     if (!in.stage_mask(p.response_mask, p.batch, span, col, count)) return;
@@ -24,8 +27,8 @@ void bapo_unit(const BapoParams& p, int64_t unit) {
     in.advantage.stage(p.advantages, p.batch, span, col, count);
     in.entropy.stage(p.entropy, p.batch, span, col, count);
 
-    V run_sums[kMaxBapoCandidates];
-    for (int k = 0; k < count_all; ++k) run_sums[k] = V(S(0));
+    total_t<V> run_sums[kMaxBapoCandidates];
+    for (int k = 0; k < count_all; ++k) run_sums[k] = total_t<V>(S(0));
     const auto load = [](const Staged<S>& s, int i) { return Lanes<V>::load(s.values + i); };
     for (int i = 0; i < padded_to_lanes<V>(count); i += Lanes<V>::count) {
       V advantage = load(in.advantage, i);
@@ -35,7 +38,8 @@ void bapo_unit(const BapoParams& p, int64_t unit) {
       }
       const BapoToken<V> token =
           bapo_token(load(in.mask, i), load(in.log_prob, i), load(in.old_log_prob, i), advantage);
-      for (int k = 0; k < count_all; ++k) run_sums[k] += bapo_term(token, V(S(c.bound[k])), k >= c.lower_count);
+      for (int k = 0; k < c.lower_count; ++k) add_to(run_sums[k], bapo_term(token, V(bounds[k]), false));
+      for (int k = c.lower_count; k < count_all; ++k) add_to(run_sums[k], bapo_term(token, V(bounds[k]), true));
     }
     for (int k = 0; k < count_all; ++k) sums[k] += sum_over_lanes(run_sums[k]);
   };

@@ -2,36 +2,63 @@
 // defines the functions of its vectors first.
 #pragma once
 
+#include "cpu/pair.h"
 #include "cpu/stage.h"
 
 namespace maspo {
 namespace {
 
+// Sums over a unit: floats over a run, doubles over the runs.
 template <class V, int kMethodSums>
-inline StatSums<double> sums_over_lanes(const StatSums<V, kMethodSums>& s) {
-  using S = scalar_t<V>;
-  constexpr int lanes = Lanes<V>::count;
-  StatSums<double> total = no_sums<double>();
-  for (int k = 0; k < kNumSums; ++k) total.sum[k] = sum_over_lanes(s.sum[k]);
-  for (int k = 0; k < kMethodSums; ++k) total.method[k] = sum_over_lanes(s.method[k]);
-  S lane[lanes];
-  Lanes<V>::store(lane, s.ratio_min);
-  for (int i = 0; i < lanes; ++i) total.ratio_min = lane[i] < total.ratio_min ? lane[i] : total.ratio_min;
-  Lanes<V>::store(lane, s.ratio_max);
-  for (int i = 0; i < lanes; ++i) total.ratio_max = lane[i] > total.ratio_max ? lane[i] : total.ratio_max;
-  return total;
-}
+struct UnitSums {
+  using Total = total_t<V>;
+  using Wide = widened_t<Total>;
+  StatSums<Wide, kMethodSums> of_runs;
+  StatSums<Total, kMethodSums> run;
 
-template <class V, template <class> class Hyper>
-void forward_unit(const LossParams& p, int64_t unit) {
+  // The least and the largest ratio lose nothing as floats, and stay where they are.
+  void end_run() {
+    for (int i = 0; i < kNumSums; ++i) end_run(of_runs.sum[i], run.sum[i]);
+    for (int i = 0; i < kMethodSums; ++i) end_run(of_runs.method[i], run.method[i]);
+  }
+
+  static void end_run(Wide& of_runs, Total& of_run) {
+    of_runs += widened(of_run);
+    of_run = Total(scalar_t<V>(0));
+  }
+
+  StatSums<double> over_lanes() const {
+    using S = scalar_t<V>;
+    constexpr int lanes = Lanes<Total>::count;
+    StatSums<double> total = no_sums<double>();
+    for (int i = 0; i < kNumSums; ++i) total.sum[i] = sum_over_lanes(of_runs.sum[i]);
+    for (int i = 0; i < kMethodSums; ++i) total.method[i] = sum_over_lanes(of_runs.method[i]);
+    S lane[lanes];
+    Lanes<Total>::store(lane, run.ratio_min);
+    for (int i = 0; i < lanes; ++i) lower_to(total.ratio_min, static_cast<double>(lane[i]));
+    Lanes<Total>::store(lane, run.ratio_max);
+    for (int i = 0; i < lanes; ++i) raise_to(total.ratio_max, static_cast<double>(lane[i]));
+    return total;
+  }
+};
+
+// kOptions: whether a token has more to do than its method. Without, it has no branch for that.
+template <class V, template <class> class Hyper, bool kOptions>
+void forward_unit_with(const LossParams& p, int64_t unit) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
   const Hyper<S> h = hyper_of<Hyper, S>(p);
-  const Options<S> o = options_as<S>(p.options);
-  const bool weighted = p.rollout_is_weights.data != nullptr;
-  Run<S> in = {};
-  StatSums<double> sums = no_sums<double>();
-  RowSums row_sums;
+  Options<S> o = options_as<S>(p.options);
+  if (!kOptions) {
+    o.has_entropy = o.has_ref = false;
+    o.is_rule = kIsAsGiven;
+  }
+  const bool weighted = kOptions && p.rollout_is_weights.data != nullptr;
+  Run<V> in = {};
+  constexpr int kSums = kSumsOf<Hyper<S>>;
+  UnitSums<V, kSums> sums = {no_sums<widened_t<total_t<V>>, kSums>(), no_sums<total_t<V>, kSums>()};
+  using Total = total_t<V>;
+  widened_t<Total> row_tokens, row_loss;
 
   const auto run = [&](const Span& span, int64_t col, int count) {
     S* dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + span.start + col;
@@ -47,8 +74,7 @@ void forward_unit(const LossParams& p, int64_t unit) {
     in.ref_log_prob.stage(p.ref_log_prob, p.batch, span, col, count);
 
     const auto load = [](const Staged<S>& s, int i) { return Lanes<V>::load(s.values + i); };
-    StatSums<V, Hyper<S>::kSums> run_sums = no_sums<V, Hyper<S>::kSums>();
-    V loss = V(S(0));
+    Total loss = Total(S(0));
     const int padded = padded_to_lanes<V>(count);
     for (int i = 0; i < padded; i += lanes) {
       const TokenInputs<V> token = {load(in.mask, i),
@@ -58,8 +84,8 @@ void forward_unit(const LossParams& p, int64_t unit) {
                                     weighted ? load(in.is_weight, i) : V(S(1)),
                                     load(in.entropy, i),
                                     load(in.ref_log_prob, i)};
-      const TokenOutputs<V> out = visit_token(token, h, o, run_sums);
-      loss += out.loss;
+      const TokenOutputs<V> out = visit_token(token, h, o, sums.run);
+      add_to(loss, out.loss);
       if (dlogp == nullptr) continue;
       if (i + lanes <= count) {
         Lanes<V>::store(dlogp + i, out.dlogp);
@@ -69,15 +95,21 @@ void forward_unit(const LossParams& p, int64_t unit) {
         __builtin_memcpy(dlogp + i, tail, (count - i) * sizeof(S));
       }
     }
-    const StatSums<double> run_total = sums_over_lanes(run_sums);
-    add_sums(sums, run_total);
-    row_sums.tokens += run_total.sum[kTokens];
-    row_sums.loss += sum_over_lanes(loss);
+    row_tokens += widened(sums.run.sum[kTokens]);
+    row_loss += widened(loss);
+    sums.end_run();
   };
   for_each_run(
-      p.batch, p.tiling, unit, [&](const Span&) { row_sums = {0.0, 0.0}; }, run,
-      [&](int64_t piece) { p.pieces[piece] = row_sums; });
-  p.units[unit] = sums;
+      p.batch, p.tiling, unit, [&](const Span&) { row_tokens = row_loss = widened(Total(S(0))); }, run,
+      [&](int64_t piece) { p.pieces[piece] = {sum_over_lanes(row_tokens), sum_over_lanes(row_loss)}; });
+  p.units[unit] = sums.over_lanes();
+}
+
+template <class V, template <class> class Hyper>
+void forward_unit(const LossParams& p, int64_t unit) {
+  const bool options = p.options.has_entropy || p.options.has_ref || p.options.is_rule != kIsAsGiven ||
+                       p.rollout_is_weights.data != nullptr;
+  options ? forward_unit_with<V, Hyper, true>(p, unit) : forward_unit_with<V, Hyper, false>(p, unit);
 }
 
 }  // namespace

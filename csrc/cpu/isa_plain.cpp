@@ -2,5 +2,5 @@
 #include "cpu/kernels.h"
 
 namespace maspo {
-const CpuKernels kPlainKernels = kernels_of<float, double>("plain");
+const CpuKernels kPlainKernels = kernels_of<float, float, double>("plain");
 }

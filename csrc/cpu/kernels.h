@@ -8,14 +8,14 @@
 namespace maspo {
 namespace {
 
-template <class Floats, class Doubles>
+template <class ManyFloats, class Floats, class Doubles>
 constexpr CpuKernels kernels_of(const char* name) {
-#define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<Floats, Hyper>,
+#define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<ManyFloats, Hyper>,
 #define MASPO_DOUBLE_KERNEL(id, name, Hyper) forward_unit<Doubles, Hyper>,
   return {name,
           {MASPO_METHODS(MASPO_FLOAT_KERNEL)},
           {MASPO_METHODS(MASPO_DOUBLE_KERNEL)},
-          bapo_unit<Floats>,
+          bapo_unit<ManyFloats>,
           bapo_unit<Doubles>,
           logprob_row<Floats>,
           logprob_row<Doubles>,

@@ -12,6 +12,21 @@ namespace {
 // before it is added to a double.
 constexpr int kRun = 256;
 
+template <class V>
+inline int padded_to_lanes(int count) {
+  constexpr int lanes = Lanes<V>::count;
+  return (count + lanes - 1) / lanes * lanes;
+}
+
+template <class V>
+inline double sum_over_lanes(V v) {
+  scalar_t<V> lane[Lanes<V>::count];
+  Lanes<V>::store(lane, v);
+  double total = 0.0;
+  for (int i = 0; i < Lanes<V>::count; ++i) total += lane[i];
+  return total;
+}
+
 // The inputs of a run. Where there is no tensor, the pointer stays at the buffer, which nobody reads.
 template <class S>
 struct alignas(64) Staged {
@@ -31,36 +46,26 @@ struct alignas(64) Staged {
   }
 };
 
-template <class S>
+template <class V>
 struct Run {
+  using S = scalar_t<V>;
   Staged<S> mask, log_prob, old_log_prob, advantage, is_weight, entropy, ref_log_prob;
 
   // Stages the mask of a run, with zeros behind its end. False: nothing in it counts.
   bool stage_mask(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
     mask.stage(v, batch, span, col, count);
-    bool any = false;
-    for (int i = 0; i < count; ++i) any |= mask.values[i] != S(0);
     if (mask.values == mask.buffer) {
       for (int i = count; i < kRun; ++i) mask.buffer[i] = S(0);
     }
-    return any;
+    // Whole registers, without a branch: compilers make no vectors of a search.
+    V any = V(S(0));
+    for (int i = 0; i < count; i += Lanes<V>::count) {
+      const V one = Lanes<V>::load(mask.values + i);
+      any = select(one != V(S(0)), V(S(1)), any);
+    }
+    return sum_over_lanes(any) != 0;
   }
 };
-
-template <class V>
-inline int padded_to_lanes(int count) {
-  constexpr int lanes = Lanes<V>::count;
-  return (count + lanes - 1) / lanes * lanes;
-}
-
-template <class V>
-inline double sum_over_lanes(V v) {
-  scalar_t<V> lane[Lanes<V>::count];
-  Lanes<V>::store(lane, v);
-  double total = 0.0;
-  for (int i = 0; i < Lanes<V>::count; ++i) total += lane[i];
-  return total;
-}
 
 // For every row of the unit: begin(span), run(span, col, count) for every run of tokens, end(piece).
 template <class Begin, class OfRun, class End>

@@ -42,8 +42,11 @@ struct Vec {
   MASPO_FRIEND Flag operator<=(Vec a, Vec b) { return {a.r <= b.r}; }
   MASPO_FRIEND Flag operator>(Vec a, Vec b) { return {a.r > b.r}; }
   MASPO_FRIEND Flag operator>=(Vec a, Vec b) { return {a.r >= b.r}; }
+  MASPO_FRIEND Flag operator==(Vec a, Vec b) { return {a.r == b.r}; }
   MASPO_FRIEND Flag operator!=(Vec a, Vec b) { return {a.r != b.r}; }
   MASPO_FRIEND Vec select(Flag f, Vec yes, Vec no) { return f.bits ? yes.r : no.r; }
+  MASPO_FRIEND Vec at_least(Vec value, Vec low) { return larger_of(low, value); }
+  MASPO_FRIEND Vec at_most(Vec value, Vec high) { return smaller_of(high, value); }
 #undef MASPO_FRIEND
 };
 
@@ -74,6 +77,24 @@ struct Lanes<Vec<S, N>> {
   }
   MASPO_VEC_OP void store(S* p, Vec<S, N> v) { __builtin_memcpy(p, &v.r, sizeof(v.r)); }
 };
+
+// A sum in doubles: of a float register the two halves, so that lanes need adding up only once, at the very end.
+MASPO_VEC_OP double widened(float v) { return v; }
+MASPO_VEC_OP double widened(double v) { return v; }
+template <int N>
+MASPO_VEC_OP Vec<double, N> widened(Vec<double, N> v) {
+  return v;
+}
+template <int N>
+MASPO_VEC_OP Vec<double, N / 2> widened(Vec<float, N> v) {
+  typename RegisterOf<float, N / 2>::type half[2];
+  __builtin_memcpy(half, &v.r, sizeof(half));
+  using Doubles = Vec<double, N / 2>;
+  return Doubles(__builtin_convertvector(half[0], typename Doubles::Register)) +
+         Doubles(__builtin_convertvector(half[1], typename Doubles::Register));
+}
+template <class V>
+using widened_t = decltype(widened(V()));
 
 }  // namespace
 }  // namespace maspo

@@ -11,7 +11,7 @@ namespace maspo {
 template <class S, class Hyper>
 __device__ __forceinline__ void forward_four(const LossParams& p, const Hyper& h, const Options<S>& o,
                                              const Span& span, int64_t col, int count,
-                                             StatSums<S, Hyper::kSums>& sums, S& loss) {
+                                             StatSums<S, kSumsOf<Hyper>>& sums, S& loss) {
   const auto load = [&](const View& v, S (&out)[kLane]) {
     if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
   };
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<S>) forward_kern
   const int64_t piece = piece_of_warp();
   const Hyper<S> h = hyper_of<Hyper, S>(p);
   const Options<S> o = options_as<S>(p.options);
-  StatSums<S, Hyper<S>::kSums> sums = no_sums<S, Hyper<S>::kSums>();
+  StatSums<S, kSumsOf<Hyper<S>>> sums = no_sums<S, kSumsOf<Hyper<S>>>();
   S loss = 0;
   for_each_four(p.batch, p.tiling, piece, [&](const Span& span, int64_t col, int count) {
     forward_four(p, h, o, span, col, count, sums, loss);

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -27,35 +28,35 @@ int32_t index_of(const char* const (&names)[N], const std::string& name, const c
 }
 
 struct Outputs {
-  Tensor loss, stats, dlogp, row_scale, pieces, units;
+  Tensor loss, stats, dlogp, row_scale;
 };
 
-// Everything the pass writes, on log_prob's device. `params` must hold batch and tiling already.
+// What the pass gives, on log_prob's device. `params` must hold the batch already.
 Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   const ScalarType type = arithmetic_type(params.log_prob.dtype);
   const auto doubles = [&](std::initializer_list<int64_t> size) {
-    return torch::stable::new_empty(log_prob, size, ScalarType::Double);
+    return new_contiguous(log_prob, size, ScalarType::Double);
   };
-  constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
   std::vector<int64_t> shape(log_prob.sizes().begin(), log_prob.sizes().end());
   if (!need_grad) shape[0] = 0;
-  const int64_t rows = params.batch.rows;
-  Outputs out{torch::stable::new_empty(log_prob, {}, type),
+  Outputs out{new_contiguous(log_prob, {}, type),
               doubles({kNumStats}),
-              torch::stable::new_empty(log_prob, shape, type),
-              doubles({rows}),
-              doubles({rows, params.tiling.pieces_per_row, 2}),
-              doubles({params.tiling.units, kDoublesPerUnit})};
+              new_contiguous(log_prob, shape, type),
+              doubles({params.batch.rows})};
   params.loss = out.loss.mutable_data_ptr();
   params.stats = data_of<double>(out.stats);
   params.dlogp = need_grad ? out.dlogp.mutable_data_ptr() : nullptr;
   params.row_scale = data_of<double>(out.row_scale);
-  params.pieces = data_of<RowSums>(out.pieces);
-  params.units = data_of<StatSums<double>>(out.units);
   return out;
 }
 
-void forward_cpu(const LossParams& params) {
+void forward_cpu(LossParams& params) {
+  params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
+  // Not tensors: the way through torch to an allocation takes as long as a small batch.
+  const std::unique_ptr<RowSums[]> pieces(new RowSums[piece_count(params.batch, params.tiling)]);
+  const std::unique_ptr<StatSums<double>[]> units(new StatSums<double>[params.tiling.units]);
+  params.pieces = pieces.get();
+  params.units = units.get();
   const bool is_double = params.log_prob.dtype == kFloat64;
   const CpuKernels& kernels = chosen_cpu_kernels();
   const ForwardUnit forward = (is_double ? kernels.forward_double : kernels.forward_float)[params.method];
@@ -122,12 +123,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
     params.tiling = cuda_tiling(params.batch.rows, params.batch.cols);
+    constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
+    Tensor pieces = new_contiguous(log_prob, {piece_count(params.batch, params.tiling), 2}, ScalarType::Double);
+    Tensor units = new_contiguous(log_prob, {params.tiling.units, kDoublesPerUnit}, ScalarType::Double);
+    params.pieces = data_of<RowSums>(pieces);
+    params.units = data_of<StatSums<double>>(units);
     Outputs out = allocate(log_prob, need_grad, params);
     check_cuda(forward_cuda(params, current_cuda_place(log_prob)), "loss_forward");
     return {out.loss, out.stats, out.dlogp, out.row_scale};
   }
 #endif
-  params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
   Outputs out = allocate(log_prob, need_grad, params);
   forward_cpu(params);
   return {out.loss, out.stats, out.dlogp, out.row_scale};
@@ -145,7 +150,7 @@ Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarTyp
                   "maspo: loss_backward takes what loss_forward returned, with the dtype of its log_prob");
   STD_TORCH_CHECK(grad_loss.device() == dlogp.device() && row_scale.device() == dlogp.device(),
                   "maspo: loss_backward takes tensors of one device");
-  Tensor grad = torch::stable::new_empty(dlogp, dlogp.sizes(), dtype);
+  Tensor grad = new_contiguous(dlogp, {dlogp.sizes().begin(), dlogp.sizes().end()}, dtype);
   const double* scales = static_cast<const double*>(row_scale.const_data_ptr());
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {

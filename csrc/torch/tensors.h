@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/params.h"
 
@@ -44,6 +45,21 @@ inline bool is_floating(DType type) { return type <= kFloat16; }
 
 // The dtype of arithmetic, loss and saved gradient.
 inline ScalarType arithmetic_type(DType type) { return type == kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+// A contiguous tensor on the device of `like`. By the C function: torch::stable::new_empty looks an operator up by its name,
+// which takes longer than the allocation.
+inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
+  int32_t device_type, device_index;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                         dtype, device_type, device_index, &made));
+  return Tensor(made);
+}
 
 template <class T>
 T* data_of(const Tensor& t) {

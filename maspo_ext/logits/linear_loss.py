@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.config import config_class_of, config_for
+from maspo_ext.config import config_for
 from maspo_ext.derivatives import refuse_forward_mode, without_second
-from maspo_ext.functional import loss_keywords, policy_loss
+from maspo_ext.functional import loss_options, policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.head import Gradients
 from maspo_ext.logits.linear_logprob import (
@@ -24,7 +24,7 @@ from maspo_ext.logits.linear_logprob import (
 )
 from maspo_ext.logits.logprob import as_target, empty_results
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import prepare
+from maspo_ext.ops import forward_pass, prepared, take_config
 from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_names
 
 _library = Library("maspo", "IMPL")
@@ -121,7 +121,8 @@ def linear_loss(
     if options.pop("all_reduce_sums", None) is not None:
         raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
     loss, stats, log_prob, entropy = torch.ops.maspo.linear_loss(
-        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, **loss_keywords(method, ratio_mode, **options)
+        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget,
+        **loss_options(method, **options), **method.op_keywords(ratio_mode),
     )  # fmt: skip
     names = stat_names(
         ratio_mode,
@@ -191,20 +192,19 @@ def _linear_loss(
     checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
-    ratio_mode = keywords.get("ratio_mode", "maspo")
-    config_class = config_class_of(ratio_mode)
-    if config_class is BapoConfig or "entropy" in keywords:
-        what, remedy = (
-            ("entropy", "It is made here: drop it.")
-            if "entropy" in keywords
-            else (f"ratio_mode={ratio_mode!r}", "Its bounds need all log-probabilities first: use maspo_ext.linear_loss.")
-        )
-        raise ValueError(f"maspo_ext: torch.ops.maspo.linear_loss: expected no {what}, got it. {remedy}")
-    shaped = config_class().entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
+    config, ratio_mode = take_config(keywords)
+    for what, given, remedy in (
+        ("ratio_mode", isinstance(config, BapoConfig), "Its bounds need all log-probabilities first: use maspo_ext.linear_loss."),
+        ("entropy", "entropy" in keywords, "It is made here: drop it."),
+    ):  # fmt: skip
+        if given:
+            got = repr(ratio_mode) if what == "ratio_mode" else "a tensor"
+            raise ValueError(f"maspo_ext: torch.ops.maspo.linear_loss: {what}: expected another or none, got {got}. {remedy}")
+    shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
     like = hidden[..., 0]
-    policy, keywords = prepare(
-        like, old_log_prob, advantages, response_mask, entropy=like if shaped else None, **keywords
+    policy, keywords = prepared(
+        config, ratio_mode, like, old_log_prob, advantages, response_mask, entropy=like if shaped else None, **keywords
     )
     keywords |= {"entropy": None, "shaped": shaped}
     target = torch.where(response_mask != 0, as_target(target), _MASKED)
@@ -235,8 +235,7 @@ def _forward(
         return value.reshape(-1).repeat_interleave(cu_seqlens.diff(), output_size=target.numel())
 
     # The scale of a row depends on the mask alone: the old policy stands for the new one, which is not known yet.
-    row_scale = torch.ops.maspo.loss_forward(old_log_prob, *policy, **whole, need_grad=False)[3]
-    row_scale = row_scale.to(head.dtype)
+    row_scale = forward_pass(old_log_prob, policy, whole, need_grad=False)[3].to(head.dtype)
     half = half_scale(head, row_scale)
     token_scale = per_token((row_scale if half is None else row_scale / half).unsqueeze(-1))
 
@@ -263,11 +262,14 @@ def _forward(
         flat_entropy[tokens] = of_entropy
         if not (need_hidden or need_weight or need_bias):
             continue
-        dlog_prob = torch.ops.maspo.loss_forward(
-            *map(of_chunk, (flat_log_prob, *flat_policy)),
-            **{**keywords, **{name: of_chunk(value) for name, value in of_token.items()}, **_OF_ONE_CHUNK},
-            entropy=of_chunk(flat_entropy) if shaped else None,
-        )[2].squeeze(0)
+        options = {
+            **keywords,
+            **{name: of_chunk(value) for name, value in of_token.items()},
+            **_OF_ONE_CHUNK,
+            "entropy": of_chunk(flat_entropy) if shaped else None,
+        }
+        of_loss = forward_pass(of_chunk(flat_log_prob), [of_chunk(value) for value in flat_policy], options, need_grad=True)
+        dlog_prob = of_loss[2].squeeze(0)
         dlogits = head.new_dlogits(logits)
         torch.ops.maspo.logprob_backward_out(
             dlog_prob * token_scale[tokens], None, *rows, of_entropy, state, temperature, _MASKED, grad=dlogits
@@ -275,9 +277,8 @@ def _forward(
         of_hidden = None if grad_hidden is None else grad_hidden[tokens]
         head.gradients(dlogits, operand, words, Gradients(of_hidden, grad_weight, grad_bias), first=tokens.start == 0)
 
-    loss, stats = torch.ops.maspo.loss_forward(
-        log_prob, *policy, **whole, entropy=entropy if shaped else None, need_grad=False
-    )[:2]
+    whole["entropy"] = entropy if shaped else None
+    loss, stats = forward_pass(log_prob, policy, whole, need_grad=False)[:2]
     grads = Gradients(grad_hidden, grad_weight, grad_bias).results(weight)
     if half is not None:
         grads = tuple(grad.mul_(half) for grad in grads)

@@ -1,0 +1,65 @@
+"""What is measured: the batches, and the list of cases."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from peers import EAGER
+
+SHAPES = {
+    "cpu": [(1, 1), (8, 512), (64, 1024), (64, 4096), (256, 8192)],
+    "cuda": [(8, 512), (64, 1024), (64, 4096), (256, 8192), (16384, 4096)],
+}
+EVERY_MODE_AT = (64, 4096)
+
+
+class Case(NamedTuple):
+    rows: int
+    cols: int
+    dtype: torch.dtype = torch.float32
+    masked: float = 0.2
+    mode: str = "maspo"
+    with_backward: bool = True
+
+    def columns(self) -> dict:
+        """The case in a row of the CSV."""
+        return {
+            "rows": self.rows, "cols": self.cols, "dtype": str(self.dtype).removeprefix("torch."), "masked": self.masked,
+            "ratio_mode": self.mode, "pass": "forward+backward" if self.with_backward else "forward",
+        }  # fmt: skip
+
+    def floor_bytes(self) -> int:
+        """What has to move: three inputs and a mask byte read; the saved gradient (float32) written and read, the result written."""
+        size = torch.finfo(self.dtype).bits // 8
+        return self.rows * self.cols * (3 * size + 1 + (4 + 4 + size if self.with_backward else 0))
+
+
+def cases(device: str) -> list[Case]:
+    """MASPO everywhere, every mode at one size."""
+    listed = []
+    for rows, cols in SHAPES[device]:
+        if (rows, cols) == EVERY_MODE_AT:
+            for mode in EAGER:
+                listed += [Case(rows, cols, mode=mode), Case(rows, cols, mode=mode, with_backward=False)]
+        else:
+            listed += [Case(rows, cols)] + [Case(rows, cols, with_backward=False)] * (rows > 1)
+        if rows > 1:
+            listed += [Case(rows, cols, masked=0.9), Case(rows, cols, torch.bfloat16)]
+    return listed
+
+
+def make_batch(case: Case, device: str) -> dict[str, torch.Tensor]:
+    rows, cols = case.rows, case.cols
+    old = -3 * torch.rand(rows, cols, device=device)
+    values = {
+        "log_prob": old + 0.3 * torch.randn_like(old),
+        "old_log_prob": old,
+        "advantages": torch.randn(rows, 1, device=device).expand(rows, cols).contiguous(),
+        "entropy": torch.rand_like(old),
+    }
+    batch = {name: value.to(case.dtype) for name, value in values.items()}
+    batch["log_prob"].requires_grad_()
+    batch["response_mask"] = torch.rand(rows, cols, device=device) >= case.masked
+    batch["response_mask"][0, 0] = True
+    return batch

@@ -1,0 +1,73 @@
+"""The plots of loss.py's figures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from cases import EVERY_MODE_AT
+from report import title
+
+PEERS = (("eager", "o"), ("torch.compile", "^"), ("verl", "s"), ("Liger", "v"))
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """The peers' time over ours by size and by mode; our time by tokens and threads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(19, 5))
+    _by_size(axes[0], rows)
+    _by_mode(axes[1], rows)
+    _scaling(axes[2], rows)
+    for one in axes:
+        one.grid(alpha=0.3)
+        if one.get_legend_handles_labels()[0]:
+            one.legend()
+    figure.suptitle(title(rows[0]))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _shown(figures, **wanted):
+    wanted = {"dtype": "float32", "masked": 0.2, "pass": "forward+backward", **wanted}
+    return [row for row in figures if all(row[name] == value for name, value in wanted.items())]
+
+
+def _by_size(axes, rows) -> None:
+    for peer in ("eager", "torch.compile"):
+        chosen = _shown(rows, ratio_mode="maspo", peer=peer)
+        sizes = [f"{row['rows']}x{row['cols']}" for row in chosen]
+        axes.plot(sizes, [float(row["peer_over_ours"]) for row in chosen], "o-", label=peer)
+    axes.set(title="maspo, forward + backward, float32", ylabel="time of the peer / ours", xlabel="batch")
+    axes.set_ylim(bottom=0)
+
+
+def _by_mode(axes, rows) -> None:
+    for peer, marker in PEERS:
+        chosen = _shown(rows, rows=EVERY_MODE_AT[0], cols=EVERY_MODE_AT[1], peer=peer)
+        axes.plot([row["ratio_mode"] for row in chosen], [float(row["peer_over_ours"]) for row in chosen], marker, label=peer)
+    axes.set(title="{}x{}, every mode".format(*EVERY_MODE_AT))
+    axes.set_ylim(bottom=0)
+
+
+def slope(tokens: list[int], seconds: list[float]) -> float:
+    """Of log time against log tokens, by least squares."""
+    x, y = [math.log(one) for one in tokens], [math.log(one) for one in seconds]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return over / sum((a - mean_x) ** 2 for a in x)
+
+
+def _scaling(axes, rows) -> None:
+    chosen = [row for row in rows if row["peer"] == "scaling"]
+    for threads in sorted({row["threads"] for row in chosen}):
+        of_threads = [row for row in chosen if row["threads"] == threads]
+        tokens, seconds = [row["rows"] * row["cols"] for row in of_threads], [float(row["seconds"]) for row in of_threads]
+        large = [i for i, one in enumerate(tokens) if one >= 2**16]
+        steep = slope([tokens[i] for i in large], [seconds[i] for i in large])
+        axes.loglog(tokens, seconds, "o-", label=f"{threads} threads: slope {steep:.2f} from 2^16")
+    axes.set(title="maspo_ext, maspo, forward + backward", xlabel="tokens", ylabel="seconds")

@@ -1,0 +1,36 @@
+"""Our time against the number of tokens and of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from cases import Case, make_batch
+from timing import Clock
+
+import maspo_ext
+
+COLS = 1024
+LARGEST = {"cpu": 24, "cuda": 26}  # log2 of the tokens
+RUNS = 5
+
+
+def scaling(device: str, clock: Clock, step) -> Iterator[tuple[int, Case, float]]:
+    """(threads, case, seconds) of MASPO's forward and backward; the best of the runs."""
+    most = torch.get_num_threads()
+    try:
+        for threads in sorted({1, most}) if device == "cpu" else [most]:
+            torch.set_num_threads(threads)
+            for power in range(10, LARGEST[device] + 1, 2):
+                case = Case(2**power // COLS, COLS)
+                step(f"2^{power} tokens, {threads} threads")
+                batch = make_batch(case, device)
+                del batch["entropy"]
+
+                def both(batch=batch):
+                    torch.autograd.grad(maspo_ext.policy_loss(**batch).loss, batch["log_prob"])
+
+                both()
+                yield threads, case, min(clock(both) for _ in range(RUNS))
+    finally:
+        torch.set_num_threads(most)

@@ -1,0 +1,35 @@
+// The vectors of one x86-64 instruction set, for isa_x86.h, which says what is to be defined before. From here to the end of
+// the source file the compiler may use that instruction set: templates are instantiated there.
+#pragma once
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+
+#define MASPO_PRAGMA_TEXT(text) _Pragma(#text)
+#define MASPO_PRAGMA(text) MASPO_PRAGMA_TEXT(text)
+
+#if defined(__clang__)
+MASPO_PRAGMA(clang attribute push(__attribute__((target(MASPO_ISA_TARGET))), apply_to = function))
+#else
+MASPO_PRAGMA(GCC target(MASPO_ISA_TARGET))
+#endif
+
+#include "cpu/pair.h"
+
+extern "C" MASPO_ISA_REGISTER_D MASPO_ISA_EXPD(MASPO_ISA_REGISTER_D);
+
+namespace maspo {
+namespace {
+using Floats = Vec<float, MASPO_ISA_FLOATS>;
+using Doubles = Vec<double, MASPO_ISA_FLOATS / 2>;
+// The instructions: of a NaN and a number the second.
+MASPO_VEC_OP Floats larger_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(max_ps, a.r, b.r)); }
+MASPO_VEC_OP Floats smaller_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(min_ps, a.r, b.r)); }
+MASPO_VEC_OP Doubles larger_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(max_pd, a.r, b.r)); }
+MASPO_VEC_OP Doubles smaller_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(min_pd, a.r, b.r)); }
+MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(MASPO_ISA_EXPD(v.r)); }
+MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_OP(sqrt_ps, v.r)); }
+MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_OP(sqrt_pd, v.r)); }
+}  // namespace
+}  // namespace maspo
