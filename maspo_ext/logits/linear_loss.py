@@ -100,11 +100,7 @@ def linear_loss(
 
     Source: ``LigerFusedLinearGRPOLoss`` of Liger-Kernel for the idea of gradients made in the forward pass.
     """
-    if "entropy" in options:
-        raise ValueError(
-            "maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it; entropy_alpha and "
-            "entropy_kappa say how it shapes the advantages."
-        )
+    _refuse_entropy(options)
     hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
     method = config_for(ratio_mode, config, hyper)
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
@@ -134,6 +130,14 @@ def linear_loss(
     return LinearLossOutput(
         loss, _with_invalid_targets(PolicyLossStats(stats, names), target, weight), log_prob, entropy
     )
+
+
+def _refuse_entropy(options: dict[str, Any]) -> None:
+    if "entropy" in options:
+        raise ValueError(
+            "maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it; entropy_alpha and "
+            "entropy_kappa say how it shapes the advantages."
+        )
 
 
 def _with_invalid_targets(stats: PolicyLossStats, target: Tensor, weight: Tensor) -> PolicyLossStats:
@@ -192,14 +196,13 @@ def _linear_loss(
     checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
+    _refuse_entropy(keywords)
     config, ratio_mode = take_config(keywords)
-    for what, given, remedy in (
-        ("ratio_mode", isinstance(config, BapoConfig), "Its bounds need all log-probabilities first: use maspo_ext.linear_loss."),
-        ("entropy", "entropy" in keywords, "It is made here: drop it."),
-    ):  # fmt: skip
-        if given:
-            got = repr(ratio_mode) if what == "ratio_mode" else "a tensor"
-            raise ValueError(f"maspo_ext: torch.ops.maspo.linear_loss: {what}: expected another or none, got {got}. {remedy}")
+    if isinstance(config, BapoConfig):
+        raise ValueError(
+            f"maspo_ext: torch.ops.maspo.linear_loss: ratio_mode: expected one that needs no pass over all tokens first, got {ratio_mode!r}. "
+            "Use maspo_ext.linear_loss, which takes the two ops one after the other."
+        )
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
     like = hidden[..., 0]
