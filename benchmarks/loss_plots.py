@@ -49,6 +49,8 @@ def _by_size(axes, rows) -> None:
 def _by_mode(axes, rows) -> None:
     for peer, marker in PEERS:
         chosen = _shown(rows, rows=EVERY_MODE_AT[0], cols=EVERY_MODE_AT[1], peer=peer)
+        if not chosen:  # not installed
+            continue
         axes.plot([row["ratio_mode"] for row in chosen], [float(row["peer_over_ours"]) for row in chosen], marker, label=peer)
     axes.set(title="{}x{}, every mode".format(*EVERY_MODE_AT))
     axes.set_ylim(bottom=0)
@@ -69,5 +71,5 @@ def _scaling(axes, rows) -> None:
         tokens, seconds = [row["rows"] * row["cols"] for row in of_threads], [float(row["seconds"]) for row in of_threads]
         large = [i for i, one in enumerate(tokens) if one >= 2**16]
         steep = slope([tokens[i] for i in large], [seconds[i] for i in large])
-        axes.loglog(tokens, seconds, "o-", label=f"{threads} threads: slope {steep:.2f} from 2^16")
+        axes.loglog(tokens, seconds, "o-", label=f"{threads} thread{'s' * (int(threads) > 1)}: slope {steep:.2f} from 2^16")
     axes.set(title="maspo_ext, maspo, forward + backward", xlabel="tokens", ylabel="seconds")

@@ -20,7 +20,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def _message(what: str, expected: str, got: Any, remedy: str) -> str:
+def message(what: str, expected: str, got: Any, remedy: str) -> str:
     return f"maspo_ext: {what}: expected {expected}, got {got}. {remedy}"
 
 
@@ -31,12 +31,12 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 def check_number(name: str, value: Any, expected: str, ok: bool, remedy: str) -> None:
     """Raise TypeError if ``value`` is no finite real number, ValueError if it is one and not ``ok``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(_message(name, f"a number, {expected}", f"{value!r} ({type(value).__name__})", remedy))
+        raise TypeError(message(name, f"a number, {expected}", f"{value!r} ({type(value).__name__})", remedy))
     if isinstance(value, float) and not math.isfinite(value):
         expected += " and finite"
         ok = False
     if not ok:
-        raise ValueError(_message(name, expected, repr(value), remedy))
+        raise ValueError(message(name, expected, repr(value), remedy))
 
 
 def _compare(value: Any, test: Any) -> bool:
@@ -71,14 +71,14 @@ def check_at_most(name: str, value: Any, bound_name: str, bound: float, remedy: 
 def check_bool(name: str, value: Any, remedy: str) -> None:
     """Raise TypeError if ``value`` is neither True nor False."""
     if not isinstance(value, bool):
-        raise TypeError(_message(name, "True or False", repr(value), remedy))
+        raise TypeError(message(name, "True or False", repr(value), remedy))
 
 
 def check_agg_mode(loss_agg_mode: str) -> None:
     """The name of the aggregation mode."""
     if loss_agg_mode not in LOSS_AGG_MODES:
         raise ValueError(
-            _message(
+            message(
                 "loss_agg_mode",
                 f"one of {', '.join(LOSS_AGG_MODES)}",
                 repr(loss_agg_mode),
@@ -111,7 +111,7 @@ def check_aggregation(
     )
     if dp_size > 1 and needed[1] is None:
         raise ValueError(
-            _message(
+            message(
                 needed[0],
                 f"the count over all {dp_size} data-parallel ranks, since dp_size > 1 and loss_agg_mode is {loss_agg_mode!r}",
                 None,
@@ -120,23 +120,23 @@ def check_aggregation(
         )
 
 
-def _check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None) -> None:
+def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None) -> None:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(_message(name, "a torch.Tensor", type(value).__name__, "Convert it with torch.as_tensor."))
+        raise TypeError(message(name, "a torch.Tensor", type(value).__name__, "Convert it with torch.as_tensor."))
     if value.dtype not in dtypes:
         raise TypeError(
-            _message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({_names(dtypes[:1])}).")
+            message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({_names(dtypes[:1])}).")
         )
     if device is not None and value.device != device:
         raise ValueError(
-            _message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device).")
+            message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device).")
         )
 
 
 def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, ...]], sizes: str) -> None:
     if tuple(value.shape) not in allowed.values():
         raise ValueError(
-            _message(
+            message(
                 name,
                 f"shape {' or '.join(allowed)} with {sizes}",
                 list(value.shape),
@@ -147,10 +147,10 @@ def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, .
 
 def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> None:
     """Type, dtype, device and shape of ``cu_seqlens``; its values are checked by the op on a CPU."""
-    _check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
+    check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(
-            _message(
+            message(
                 "cu_seqlens",
                 "shape [B + 1]",
                 list(cu_seqlens.shape),
@@ -159,7 +159,7 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
         )
     if max_seqlen is None:
         raise ValueError(
-            _message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
+            message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
                      "The op cannot read it from cu_seqlens without waiting for the device.")
         )  # fmt: skip
     check_non_negative("max_seqlen", max_seqlen, "It is the length of the longest sequence.")
@@ -177,14 +177,14 @@ def check_tensors(
     max_seqlen: int | None = None,
 ) -> None:
     """Types, dtypes, devices and shapes of the tensor arguments."""
-    _check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
+    check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
     if log_prob.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(_message("log_prob", "a cpu or cuda device", log_prob.device, "Move the inputs there."))
+        raise ValueError(message("log_prob", "a cpu or cuda device", log_prob.device, "Move the inputs there."))
     if cu_seqlens is not None:
         check_cu_seqlens(log_prob, cu_seqlens, max_seqlen)
     elif max_seqlen is not None:
         raise ValueError(
-            _message(
+            message(
                 "max_seqlen",
                 "None without cu_seqlens",
                 max_seqlen,
@@ -193,14 +193,14 @@ def check_tensors(
         )
     if log_prob.dim() != (2 if cu_seqlens is None else 1):
         raise ValueError(
-            _message(
+            message(
                 "log_prob",
                 "shape [B, T]",
                 list(log_prob.shape),
                 "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens.",
             )
             if cu_seqlens is None
-            else _message(
+            else message(
                 "log_prob",
                 "shape [total_tokens], since cu_seqlens is given",
                 list(log_prob.shape),
@@ -227,7 +227,7 @@ def check_tensors(
         ("ref_log_prob", ref_log_prob, FLOAT_DTYPES, full),
     ):
         if value is not None:
-            _check_tensor(name, value, dtypes, device)
+            check_tensor(name, value, dtypes, device)
             if value.shape != log_prob.shape:
                 _check_shape(name, value, allowed, sizes)
 
@@ -239,7 +239,7 @@ def check_options(
     """The KL term and the bounds of the rollout's importance weights."""
     if kl_type.removesuffix("+") not in KL_TYPES:
         raise ValueError(
-            _message(
+            message(
                 "kl_type",
                 f"one of {', '.join(KL_TYPES)}, or one of them with a trailing + (straight-through)",
                 repr(kl_type),
@@ -249,7 +249,7 @@ def check_options(
     check_non_negative("kl_coef", kl_coef, "It weighs the KL term; verl's default is 0.001.")
     if kl_coef != 0 and ref_log_prob is None:
         raise ValueError(
-            _message(
+            message(
                 "ref_log_prob",
                 f"a tensor, since kl_coef = {kl_coef!r}",
                 None,
@@ -261,7 +261,7 @@ def check_options(
             check_non_negative(name, bound, "It bounds the importance weights of the rollout.")
             if not has_weights:
                 raise ValueError(
-                    _message(
+                    message(
                         "rollout_is_weights",
                         f"a tensor, since {name} = {bound!r}",
                         None,
@@ -271,7 +271,7 @@ def check_options(
     if rollout_is_lower is not None:
         if rollout_is_upper is None:
             raise ValueError(
-                _message(
+                message(
                     "rollout_is_upper",
                     "a number, since rollout_is_lower is given",
                     None,
@@ -299,11 +299,11 @@ def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tupl
         try:
             parts = tuple(float(part) for part in threshold.split("_"))
         except ValueError:
-            raise ValueError(_message(what, expected, repr(threshold), remedy)) from None
+            raise ValueError(message(what, expected, repr(threshold), remedy)) from None
     if not isinstance(parts, (tuple, list)):
         parts = (parts,)
     if len(parts) not in (1, 2):
-        raise ValueError(_message(what, expected, repr(threshold), remedy))
+        raise ValueError(message(what, expected, repr(threshold), remedy))
     for part in parts:
         check_positive(what, part, remedy)
     if len(parts) == 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import FLOAT_DTYPES, _check_tensor, _message, check_positive
+from maspo_ext.checks import FLOAT_DTYPES, check_tensor, message, check_positive
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."
@@ -18,21 +18,21 @@ def check_temperature(temperature: Any) -> None:
 
 def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, of: str) -> None:
     """Type, dtype, device and shape; what its numbers are is seen by the kernels."""
-    _check_tensor("target", target, _TARGET_DTYPES, None)
+    check_tensor("target", target, _TARGET_DTYPES, None)
     if target.device != device:
-        raise ValueError(_message("target", f"device {device} (that of {of})", target.device, "Move it there."))
+        raise ValueError(message("target", f"device {device} (that of {of})", target.device, "Move it there."))
     if target.shape != rows:
         raise ValueError(
-            _message("target", f"shape {list(rows)} (that of {of} without its last)", list(target.shape), _OVER_ROWS)
+            message("target", f"shape {list(rows)} (that of {of} without its last)", list(target.shape), _OVER_ROWS)
         )
 
 
 def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: Any) -> None:
     """The arguments of ``maspo::logprob``."""
     _check_whole("logits", logits)
-    _check_tensor("logits", logits, FLOAT_DTYPES, None)
+    check_tensor("logits", logits, FLOAT_DTYPES, None)
     if logits.dim() < 1 or logits.shape[-1] == 0:
-        raise ValueError(_message("logits", "shape [..., V], V > 0", list(logits.shape), "Pass at least one word."))
+        raise ValueError(message("logits", "shape [..., V], V > 0", list(logits.shape), "Pass at least one word."))
     check_target(target, logits.shape[:-1], logits.device, "logits")
     check_temperature(temperature)
 
@@ -44,26 +44,26 @@ def check_head(
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if value is not None:
             _check_whole(name, value)
-            _check_tensor(name, value, FLOAT_DTYPES, None)
+            check_tensor(name, value, FLOAT_DTYPES, None)
             if value.device != hidden.device:
                 raise ValueError(
-                    _message(name, f"device {hidden.device} (that of hidden)", value.device, "Move it there.")
+                    message(name, f"device {hidden.device} (that of hidden)", value.device, "Move it there.")
                 )
             if value.dtype != hidden.dtype:
                 raise TypeError(
-                    _message(name, f"dtype {hidden.dtype} (that of hidden)", value.dtype, "Cast one of them: under autocast, hidden.to(weight.dtype).")
+                    message(name, f"dtype {hidden.dtype} (that of hidden)", value.dtype, "Cast one of them: under autocast, hidden.to(weight.dtype).")
                 )  # fmt: skip
     if weight.dim() != 2 or weight.shape[0] == 0:
         raise ValueError(
-            _message("weight", "shape [V, H], as of torch.nn.Linear(H, V)", list(weight.shape), _sharded(weight))
+            message("weight", "shape [V, H], as of torch.nn.Linear(H, V)", list(weight.shape), _sharded(weight))
         )
     if hidden.dim() < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            _message("hidden", f"shape [..., H], H = {weight.shape[1]} (from weight [V, H] = {list(weight.shape)})", list(hidden.shape), "Is weight transposed, or that of another model?")
+            message("hidden", f"shape [..., H], H = {weight.shape[1]} (from weight [V, H] = {list(weight.shape)})", list(hidden.shape), "Is weight transposed, or that of another model?")
         )  # fmt: skip
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(
-            _message("bias", f"shape [V] = [{weight.shape[0]}] (from weight)", list(bias.shape), "Pass the head's own.")
+            message("bias", f"shape [V] = [{weight.shape[0]}] (from weight)", list(bias.shape), "Pass the head's own.")
         )
     check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     check_temperature(temperature)
@@ -75,7 +75,7 @@ def _check_whole(name: str, value: Any) -> None:
     """Refuse a tensor that knows to be a part of another: its own shape says nothing."""
     if type(value).__name__ == "DTensor":
         raise TypeError(
-            _message(
+            message(
                 name,
                 "a plain tensor",
                 f"a DTensor with placements {value.placements}",
@@ -100,13 +100,13 @@ def check_inplace(logits: torch.Tensor) -> None:
     """Whether the gradient may be written over the logits, as far as they show it."""
     remedy = "Leave inplace_backward=False."
     if torch.compiler.is_compiling():
-        raise ValueError(_message("inplace_backward", "False under torch.compile", True, remedy))
+        raise ValueError(message("inplace_backward", "False under torch.compile", True, remedy))
     owner = logits if logits._base is None else logits._base
     if owner.is_leaf:
         raise ValueError(
-            _message("inplace_backward", "logits that a forward pass made", "a leaf, or a view of one, whose values would be lost", remedy)
+            message("inplace_backward", "logits that a forward pass made", "a leaf, or a view of one, whose values would be lost", remedy)
         )  # fmt: skip
     if any(size > 1 and stride == 0 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
         raise ValueError(
-            _message("inplace_backward", "logits with memory of their own", "expanded ones, whose rows share it", remedy)
+            message("inplace_backward", "logits with memory of their own", "expanded ones, whose rows share it", remedy)
         )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maspo_ext.checks import _message
+from maspo_ext.checks import message
 from maspo_ext.derivatives import without_second
 from maspo_ext.logits import checks
 from maspo_ext.logits.linear_logprob import needed
@@ -97,17 +97,17 @@ def vocab_parallel_linear_logprob(
 def _shard(group: Any, first_word: int | None, all_words: int | None, words: int) -> _Shard:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
-            _message("group", "an initialised torch.distributed", "none", "Without ranks use logprob or linear_logprob.")
+            message("group", "an initialised torch.distributed", "none", "Without ranks use logprob or linear_logprob.")
         )
     if (first_word is None) != (all_words is None):
         raise ValueError(
-            _message("first_word, all_words", "both or neither", f"{first_word!r}, {all_words!r}", "Neither: equal shards.")
+            message("first_word, all_words", "both or neither", f"{first_word!r}, {all_words!r}", "Neither: equal shards.")
         )
     if first_word is None:
         first_word, all_words = dist.get_rank(group) * words, dist.get_world_size(group) * words
     if not 0 <= first_word <= first_word + words <= all_words:
         raise ValueError(
-            _message("first_word", f"0 to all_words - {words} = {all_words - words}", first_word, "Where does this rank's shard begin?")
+            message("first_word", f"0 to all_words - {words} = {all_words - words}", first_word, "Where does this rank's shard begin?")
         )  # fmt: skip
     return _Shard(group, first_word, words, all_words)
 
