@@ -38,7 +38,7 @@ def linear_logprob(
         temperature: divides the logits.
         bias: ``[V]``, of the head, if it has one.
         ignore_index: rows with this target have results and gradients 0.
-        memory_budget: bytes for logits; None: 60 MiB on a CPU, 512 MiB on a GPU.
+        memory_budget: bytes for logits; None: 61 MiB on a CPU, 512 MiB on a GPU.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.
@@ -145,7 +145,7 @@ def _backward(
     targets, tokens = target.flatten(), head.hidden.shape[0]
     operand = finite_operand(head, head.hidden, targets == ignore_index)
     grads = Gradients(
-        head.hidden.new_zeros(head.hidden.shape, dtype=head.dtype) if need_hidden else None,
+        head.new_hidden_gradient() if need_hidden else None,
         torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
         torch.empty_like(bias, dtype=head.dtype) if need_bias else None,
     )

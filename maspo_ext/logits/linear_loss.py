@@ -246,7 +246,7 @@ def _forward(
     flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
     flat_policy = [per_token(value) for value in policy]
     of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
-    grad_hidden = head.hidden.new_zeros(head.hidden.shape, dtype=head.dtype) if need_hidden else None
+    grad_hidden = head.new_hidden_gradient() if need_hidden else None
     grad_weight = torch.empty_like(weight, dtype=head.dtype, memory_format=torch.contiguous_format) if need_weight else None
     grad_bias = torch.empty_like(bias, dtype=head.dtype) if need_bias else None
 
