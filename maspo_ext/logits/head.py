@@ -17,9 +17,9 @@ from maspo_ext.logits.logprob import arithmetic_dtype
 
 # On a CPU the whole of an update then stays within 64 MiB beside its inputs and gradients; a GPU wants large products.
 DEFAULT_BUDGET = {"cpu": 61 * 2**20, "cuda": 512 * 2**20}
-# Words of a product on a CPU. MKL is faster on blocks of this size than on a whole vocabulary at once, and on numbers of
+# Words of a product on a CPU. MKL is faster on blocks of about this size than on a whole vocabulary at once, and on numbers of
 # tokens that fill its registers.
-CPU_WORDS = 1024
+CPU_WORDS = 2048
 EVEN_TOKENS = 8
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
 LEAST_WORDS = 256
@@ -89,8 +89,16 @@ class Head:
 
     def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
         """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
+        # MKL is slow to write a part of each of many long rows: on a CPU a block is made word by word, and then laid there.
+        of_words = None if self.weight.is_cuda else (hidden.t().contiguous(), self.new_logits(CPU_WORDS, hidden.shape[0]))
         for block, columns in self.columns(out, words):
-            product(hidden, self.operand(self.weight[block]).t(), columns)
+            weight = self.operand(self.weight[block])
+            if of_words is None:
+                product(hidden, weight.t(), columns)
+            else:
+                by_word = of_words[1][: len(weight)]
+                product(weight, of_words[0], by_word)
+                columns.copy_(by_word.t())
             if self.bias is not None:
                 columns += self.bias[block]
 
