@@ -6,12 +6,12 @@ import sys
 
 
 def run_ranks(arguments_of_ranks, environments=None, timeout=300):
-    """Python with each rank's arguments; ``environments``: what to add to each one's."""
+    """Python with each rank's arguments; ``environments``: what to set in each one's, or to unset where it is None."""
     environments = environments or [{}] * len(arguments_of_ranks)
     processes = [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+            env={name: value for name, value in (os.environ | {"OMP_NUM_THREADS": "1"} | environment).items() if value is not None},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

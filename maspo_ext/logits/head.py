@@ -39,6 +39,10 @@ class Head:
         return self.weight.shape[0]
 
     @property
+    def on_gpu(self) -> bool:
+        return self.weight.is_cuda
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of logits and sums."""
         return arithmetic_dtype(self.weight.dtype)
@@ -46,12 +50,12 @@ class Head:
     @property
     def operand_dtype(self) -> torch.dtype:
         """Of what goes into a product."""
-        return self.weight.dtype if self.weight.is_cuda else self.dtype
+        return self.weight.dtype if self.on_gpu else self.dtype
 
     @property
     def _logits_in_budget(self) -> int:
         size = self.dtype.itemsize + (0 if self.operand_dtype == self.dtype else self.operand_dtype.itemsize)
-        return (self.memory_budget or DEFAULT_BUDGET["cuda" if self.weight.is_cuda else "cpu"]) // size
+        return (self.memory_budget or DEFAULT_BUDGET["cuda" if self.on_gpu else "cpu"]) // size
 
     def token_chunks(self) -> list[slice]:
         """Tokens whose logits fit, in chunks of about one size."""
@@ -65,7 +69,7 @@ class Head:
     def new_hidden_gradient(self) -> Tensor:
         """Zeros, of the type of sums. On a CPU the columns lie in memory one after the other: MKL adds up into that faster."""
         tokens, size = self.hidden.shape
-        if self.weight.is_cuda:
+        if self.on_gpu:
             return self.hidden.new_zeros((tokens, size), dtype=self.dtype)
         return self.hidden.new_zeros((size, tokens), dtype=self.dtype).t()
 
@@ -82,7 +86,7 @@ class Head:
 
     def columns(self, of_words: Tensor, words: slice) -> Iterator[tuple[slice, Tensor]]:
         """The parts of ``words`` that are multiplied at once, each with its columns of ``of_words`` ``[n, words]``."""
-        step = words.stop - words.start if self.weight.is_cuda else CPU_WORDS
+        step = words.stop - words.start if self.on_gpu else CPU_WORDS
         for start in range(words.start, words.stop, step):
             stop = min(start + step, words.stop)
             yield slice(start, stop), of_words[:, start - words.start : stop - words.start]
@@ -90,7 +94,7 @@ class Head:
     def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
         """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
         # MKL is slow to write a part of each of many long rows: on a CPU a block is made word by word, and then laid there.
-        of_words = None if self.weight.is_cuda else (hidden.t().contiguous(), self.new_logits(CPU_WORDS, hidden.shape[0]))
+        of_words = None if self.on_gpu else (hidden.t().contiguous(), self.new_logits(CPU_WORDS, hidden.shape[0]))
         for block, columns in self.columns(out, words):
             weight = self.operand(self.weight[block])
             if of_words is None:
@@ -150,11 +154,13 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def set_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """``out = a @ b``, rounded to the dtype of ``out``."""
-    # Into a tensor that is there: of the forms of mm, autocast leaves those alone.
-    whole = out if a.dtype == out.dtype else a.new_empty(out.shape)
-    torch.mm(a, b, out=whole)
-    if whole is not out:
+    """``out = a @ b``, rounded to the dtype of ``out``, which may be wider or narrower than the operands'."""
+    if out.dtype.itemsize >= a.dtype.itemsize:
+        product(a, b, out)
+    else:
+        # Into a tensor that is there: of the forms of mm, autocast leaves those alone.
+        whole = a.new_empty(out.shape)
+        torch.mm(a, b, out=whole)
         out.copy_(whole)
 
 

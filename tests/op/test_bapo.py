@@ -1,7 +1,5 @@
 """BAPO's search: the bounds that it ends at, its sums over ranks, its published settings."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 import maspo_ext
 
+from ..ranks import run_ranks
 from .cases import GLOBAL_COUNTS, Method, assert_same_bits, op, random_batch, reference, run
 
 ops = torch.ops.maspo
@@ -277,20 +276,7 @@ def test_two_ranks_find_the_bounds_of_the_whole_batch(tmp_path: Path):
     data = tmp_path / "data.pt"
     counts = {"dp_size": 2, "batch_num_tokens": int(batch["response_mask"].sum())}
     torch.save((halves, HALVES_CONFIG, counts), data)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), str(data)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    run_ranks([["-c", RANK, rank, tmp_path / "store", data] for rank in range(2)])
     whole = run(batch, **BapoConfig(**HALVES_CONFIG).op_keywords("bapo"))
     low, high, _ = whole.stats[BOUNDS].tolist()
     alone, together, gradients = zip(*(torch.load(f"{data}.{rank}") for rank in range(2)), strict=True)

@@ -2,8 +2,8 @@
 
 import os
 import socket
-import subprocess
-import sys
+
+from .. import ranks
 
 
 def free_port():
@@ -12,24 +12,10 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_ranks(ranks, script, *arguments, timeout=300):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("VERL_")}
-    env |= {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+def run_ranks(count, script, *arguments):
+    env = dict.fromkeys((name for name in os.environ if name.startswith("VERL_")), None)
+    env |= {"VERL_PLATFORM": "cpu", "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
+    ranks.run_ranks(
+        [[script, *arguments]] * count, [env | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    )
