@@ -120,7 +120,10 @@ def check_aggregation(
         )
 
 
-def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None) -> None:
+def check_tensor(
+    name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None, of: str = "log_prob"
+) -> None:
+    """Type, dtype and, unless None, device, which is that of ``of``."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(message(name, "a torch.Tensor", type(value).__name__, "Convert it with torch.as_tensor."))
     if value.dtype not in dtypes:
@@ -129,7 +132,7 @@ def check_tensor(name: str, value: Any, dtypes: tuple[torch.dtype, ...], device:
         )
     if device is not None and value.device != device:
         raise ValueError(
-            message(name, f"device {device} (that of log_prob)", value.device, f"Move it: {name}.to(log_prob.device).")
+            message(name, f"device {device} (that of {of})", value.device, f"Move it: {name}.to({of}.device).")
         )
 
 
@@ -175,8 +178,9 @@ def check_tensors(
     ref_log_prob: torch.Tensor | None = None,
     cu_seqlens: torch.Tensor | None = None,
     max_seqlen: int | None = None,
+    of: str = "log_prob",
 ) -> None:
-    """Types, dtypes, devices and shapes of the tensor arguments."""
+    """Types, dtypes, devices and shapes of the tensor arguments; ``of``: what the user knows ``log_prob`` by."""
     check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
     if log_prob.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(message("log_prob", "a cpu or cuda device", log_prob.device, "Move the inputs there."))
@@ -209,13 +213,13 @@ def check_tensors(
         )
     shape, device = tuple(log_prob.shape), log_prob.device
     if cu_seqlens is None:
-        sizes = f"[B, T] = {list(shape)} (that of log_prob)"
+        sizes = f"[B, T] = {list(shape)} (that of {of})"
         full = {"[B, T]": shape}
         per_row = full | {"[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
     else:
         # Not [B]: where every sequence had one token it would be the shape of [total_tokens] too.
         rows = cu_seqlens.shape[0] - 1
-        sizes = f"[total_tokens] = {list(shape)} (that of log_prob) and B = {rows} (from cu_seqlens)"
+        sizes = f"[total_tokens] = {list(shape)} (that of {of}) and B = {rows} (from cu_seqlens)"
         full = {"[total_tokens]": shape}
         per_row = full | {"[B, 1]": (rows, 1)}
     for name, value, dtypes, allowed in (
@@ -227,7 +231,7 @@ def check_tensors(
         ("ref_log_prob", ref_log_prob, FLOAT_DTYPES, full),
     ):
         if value is not None:
-            check_tensor(name, value, dtypes, device)
+            check_tensor(name, value, dtypes, device, of)
             if value.shape != log_prob.shape:
                 _check_shape(name, value, allowed, sizes)
 

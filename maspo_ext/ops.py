@@ -68,6 +68,7 @@ def prepared(
     rollout_is_upper=None,
     cu_seqlens=None,
     max_seqlen=None,
+    of="log_prob",
 ):
     """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo`` after its search.
 
@@ -83,6 +84,7 @@ def prepared(
         ref_log_prob,
         cu_seqlens,
         max_seqlen,
+        of,
     )
     checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
     checks.check_options(

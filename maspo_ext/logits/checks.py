@@ -18,12 +18,27 @@ def check_temperature(temperature: Any) -> None:
 
 def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, of: str) -> None:
     """Type, dtype, device and shape; what its numbers are is seen by the kernels."""
-    check_tensor("target", target, _TARGET_DTYPES, None)
-    if target.device != device:
-        raise ValueError(message("target", f"device {device} (that of {of})", target.device, "Move it there."))
+    check_tensor("target", target, _TARGET_DTYPES, device, of)
     if target.shape != rows:
         raise ValueError(
             message("target", f"shape {list(rows)} (that of {of} without its last)", list(target.shape), _OVER_ROWS)
+        )
+
+
+def check_target_range(target: torch.Tensor, words: int, ignore_index: int, otherwise: str) -> None:
+    """On a CPU, where a look costs no wait, the words themselves; ``otherwise``: what else a target may be."""
+    if target.is_cuda:
+        return
+    invalid = ((target < 0) | (target >= words)) & (target != ignore_index)
+    if invalid.any():
+        position = invalid.nonzero()[0].tolist()
+        raise RuntimeError(
+            message(
+                "target",
+                f"0 to {words - 1} (the vocabulary has {words} words){otherwise}",
+                f"{target[tuple(position)]} at {position}",
+                "Check the tokenizer against the model, or mask padding.",
+            )
         )
 
 
@@ -44,11 +59,7 @@ def check_head(
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if value is not None:
             _check_whole(name, value)
-            check_tensor(name, value, FLOAT_DTYPES, None)
-            if value.device != hidden.device:
-                raise ValueError(
-                    message(name, f"device {hidden.device} (that of hidden)", value.device, "Move it there.")
-                )
+            check_tensor(name, value, FLOAT_DTYPES, None if name == "hidden" else hidden.device, "hidden")
             if value.dtype != hidden.dtype:
                 raise TypeError(
                     message(name, f"dtype {hidden.dtype} (that of hidden)", value.dtype, "Cast one of them: under autocast, hidden.to(weight.dtype).")
@@ -69,6 +80,16 @@ def check_head(
     check_temperature(temperature)
     if memory_budget is not None:
         check_positive("memory_budget", memory_budget, "It is in bytes; None takes the default of the device.")
+
+
+def check_tokens(hidden: torch.Tensor, packed: bool) -> None:
+    """The dimensions of the hidden states of a batch of sequences."""
+    if hidden.dim() != (2 if packed else 3):
+        raise ValueError(
+            message("hidden", "shape [total_tokens, H], since cu_seqlens is given", list(hidden.shape), "Flatten it, or drop cu_seqlens.")
+            if packed
+            else message("hidden", "shape [B, T, H]", list(hidden.shape), "Add a batch dimension, or pass cu_seqlens.")
+        )  # fmt: skip
 
 
 def _check_whole(name: str, value: Any) -> None:

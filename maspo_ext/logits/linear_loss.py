@@ -203,12 +203,14 @@ def _linear_loss(
             f"maspo_ext: torch.ops.maspo.linear_loss: ratio_mode: expected one that needs no pass over all tokens first, got {ratio_mode!r}. "
             "Use maspo_ext.linear_loss, which takes the two ops one after the other."
         )
+    checks.check_tokens(hidden, keywords.get("cu_seqlens") is not None)
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
     like = hidden[..., 0]
     policy, keywords = prepared(
-        config, ratio_mode, like, old_log_prob, advantages, response_mask, entropy=like if shaped else None, **keywords
-    )
+        config, ratio_mode, like, old_log_prob, advantages, response_mask,
+        entropy=like if shaped else None, of="target", **keywords,
+    )  # fmt: skip
     keywords |= {"entropy": None, "shaped": shaped}
     target = torch.where(response_mask != 0, as_target(target), _MASKED)
     keywords["memory_budget"] = memory_budget
@@ -225,6 +227,7 @@ def _forward(
 ):  # fmt: skip
     """By chunks of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
+    checks.check_target_range(target, head.words, _MASKED, " at every unmasked token")
     policy = (old_log_prob, advantages, response_mask)
     keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
     whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
