@@ -35,12 +35,12 @@ class Memory(NamedTuple):
 
 def measure(warm_up: Callable[[], object], call: Callable[[], Iterable[torch.Tensor]], device: str) -> Memory:
     """Of a call that returns its outputs; on a CPU in a process made by ``in_fresh_process``."""
-    before = _held(device)
+    before = _kept(device)
     warm_up()
-    start = _held(device)
+    kept, start = _kept(device) - before, _held(device)
     _forget_peak(device)
     outputs = sum(output.nbytes for output in call())
-    return Memory(_peak(device) - start - outputs, start - before)
+    return Memory(_peak(device) - start - outputs, kept)
 
 
 def in_fresh_process(command: list[str]) -> Memory:
@@ -55,6 +55,11 @@ def in_fresh_process(command: list[str]) -> Memory:
 
 def tell(memory: Memory) -> None:
     print(json.dumps(memory))
+
+
+def _kept(device: str) -> int:
+    # Not VmRSS: the first call of anything touches pages of the libraries' files, which nobody allocated.
+    return torch.cuda.memory_allocated() if device == "cuda" else _of_status("RssAnon")
 
 
 def _held(device: str) -> int:

@@ -20,6 +20,7 @@ DEFAULT_BUDGET = {"cpu": 61 * 2**20, "cuda": 512 * 2**20}
 # Words of a product on a CPU. MKL is faster on blocks of about this size than on a whole vocabulary at once, and on numbers of
 # tokens that fill its registers.
 CPU_WORDS = 2048
+LONG_ROW = 16 * CPU_WORDS
 EVEN_TOKENS = 8
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
 LEAST_WORDS = 256
@@ -93,16 +94,18 @@ class Head:
 
     def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
         """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
-        # MKL is slow to write a part of each of many long rows: on a CPU a block is made word by word, and then laid there.
-        of_words = None if self.on_gpu else (hidden.t().contiguous(), self.new_logits(CPU_WORDS, hidden.shape[0]))
+        # MKL is slow to write a part of each of many long rows: on a CPU a block is made word by word, and then laid there,
+        # where that takes little more memory.
+        by_word = None
+        if not self.on_gpu and words.stop - words.start >= LONG_ROW:
+            by_word, hidden = self.new_logits(CPU_WORDS, hidden.shape[0]), hidden.t().contiguous()
         for block, columns in self.columns(out, words):
             weight = self.operand(self.weight[block])
-            if of_words is None:
+            if by_word is None:
                 product(hidden, weight.t(), columns)
             else:
-                by_word = of_words[1][: len(weight)]
-                product(weight, of_words[0], by_word)
-                columns.copy_(by_word.t())
+                product(weight, hidden, by_word[: len(weight)])
+                columns.copy_(by_word[: len(weight)].t())
             if self.bias is not None:
                 columns += self.bias[block]
 
