@@ -3,7 +3,7 @@
 //   x = n log 2 + r, |r| <= log 2 / 2;  exp(x) = 2^n exp(r),  exp(r) = 1 + r + r^2 q(r), q minimax of degree 4
 //
 // Within 1 ULP where the result is at least 2^-125; smaller results are 0. inf, NaN and an overflow are as in exp. Tested
-// over the whole range in tests/op/test_exp.py.
+// over the whole range in tests/building/test_exp.py.
 #pragma once
 
 #include "cpu/vec.h"
