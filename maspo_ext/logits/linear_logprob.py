@@ -125,7 +125,7 @@ def _forward(
     results = empty_results(weight, target.shape)
     of_rows = [result.view(-1, *result.shape[target.dim() :]) for result in results]
     targets, chunks, words = target.flatten(), head.token_chunks(), slice(0, head.words)
-    buffer = head.new_logits(chunks[0].stop if chunks else 0, head.words)
+    buffer = head.new_logits(chunks[0].stop, head.words)
     for tokens in chunks:
         logits = buffer[: tokens.stop - tokens.start]
         head.logits(logits, head.operand(head.hidden[tokens]), words)

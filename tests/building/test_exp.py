@@ -1,4 +1,4 @@
-"""The vectors' own exp (csrc/cpu/vec_exp.h) against the exact one, over all floats."""
+"""The vectors' own exp (csrc/cpu/vec_exp.h) against the exact one, over the range of floats."""
 
 import subprocess
 from pathlib import Path
