@@ -113,7 +113,8 @@ def linear_loss(
         loss, stats = policy_loss(
             log_prob, *policy, ratio_mode=ratio_mode, config=method, entropy=entropy.detach() if shaped else None, **options
         )  # fmt: skip
-        return LinearLossOutput(loss, _with_invalid_targets(stats, target, weight), log_prob.detach(), entropy.detach())
+        stats = _with_invalid_targets(stats, target, response_mask, weight)
+        return LinearLossOutput(loss, stats, log_prob.detach(), entropy.detach())
     if options.pop("all_reduce_sums", None) is not None:
         raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
     loss, stats, log_prob, entropy = torch.ops.maspo.linear_loss(
@@ -126,10 +127,8 @@ def linear_loss(
         ref_kl=options.get("ref_log_prob") is not None,
         rollout_is=options.get("rollout_is_threshold") is not None,
     )
-    target = torch.where(response_mask != 0, target, _MASKED)
-    return LinearLossOutput(
-        loss, _with_invalid_targets(PolicyLossStats(stats, names), target, weight), log_prob, entropy
-    )
+    stats = _with_invalid_targets(PolicyLossStats(stats, names), target, response_mask, weight)
+    return LinearLossOutput(loss, stats, log_prob, entropy)
 
 
 def _refuse_entropy(options: dict[str, Any]) -> None:
@@ -140,11 +139,13 @@ def _refuse_entropy(options: dict[str, Any]) -> None:
         )
 
 
-def _with_invalid_targets(stats: PolicyLossStats, target: Tensor, weight: Tensor) -> PolicyLossStats:
+def _with_invalid_targets(
+    stats: PolicyLossStats, target: Tensor, response_mask: Tensor, weight: Tensor
+) -> PolicyLossStats:
     """With the count of targets out of range, where the op did not look at them: on a GPU it does not wait for them."""
     if not weight.is_cuda:
         return stats
-    invalid = ((target < 0) | (target >= weight.shape[0])) & (target != _MASKED)
+    invalid = ((target < 0) | (target >= weight.shape[0])) & (response_mask != 0)
     count = invalid.sum(dtype=stats.tensor.dtype)
     return PolicyLossStats(torch.cat([stats.tensor, count.reshape(1)]), (*stats.names, INVALID_TARGETS))
 
