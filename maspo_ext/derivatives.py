@@ -22,6 +22,23 @@ class _Refused(torch.autograd.Function):
         )
 
 
+def is_known_one(grad_loss: torch.Tensor) -> bool:
+    """Whether a scalar loss's gradient is the 1 that ``loss.backward()`` starts with. On a GPU nobody knows without a wait."""
+    return not grad_loss.is_cuda and grad_loss.item() == 1
+
+
+def may_be_reused(saved: torch.Tensor) -> bool:
+    """Whether a backward function that runs now may write its result over ``saved``, a tensor that only its graph keeps.
+
+    Not where the graph is kept for another backward pass, and not while torch.compile traces, which finds memory itself.
+    """
+    return type(saved) is torch.Tensor and not _keeps_graph()
+
+
+# What torch's own compiled functions ask before they write over saved tensors. Where a torch has it no more, memory is not reused.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 def without_second(
     grad: torch.Tensor, value: torch.Tensor, op: str, alternative: str, *others: torch.Tensor | None
 ) -> torch.Tensor:

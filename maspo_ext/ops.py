@@ -13,7 +13,7 @@ from torch.library import Library, register_fake
 
 from maspo_ext import checks
 from maspo_ext.config import config_class_of
-from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.derivatives import is_known_one, may_be_reused, refuse_forward_mode, without_second
 from maspo_ext.methods import BapoConfig, MaspoConfig
 from maspo_ext.methods.entropy_adv import check_entropy_adv
 from maspo_ext.stats import NUM_STATS
@@ -37,9 +37,18 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, grad_loss, _grad_stats):
         if grad_loss is None:
             return None, None, None
-        log_prob, dlogp, row_scale, cu_seqlens = ctx.saved_tensors
-        grad = torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
+        log_prob, *saved, cu_seqlens = ctx.saved_tensors
+        grad = _gradient(grad_loss, *saved, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
         return without_second(grad, log_prob, "loss", _TWIN), None, None
+
+
+def _gradient(grad_loss, dlogp, row_scale, dtype, *packed):
+    """``loss_backward``, in the memory of ``dlogp`` where that can be: then there is one tensor of the batch's size."""
+    if dlogp.dtype != dtype or not may_be_reused(dlogp):
+        return torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, dtype, *packed)
+    if not is_known_one(grad_loss):  # on a CPU, where dlogp has its scale already
+        torch.ops.maspo.loss_backward_out(grad_loss, dlogp, row_scale, *packed, grad=dlogp)
+    return dlogp
 
 
 def prepared(

@@ -19,7 +19,7 @@ inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
   return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
 }
 
-// A pass over one unit. Units are independent of each other.
+// A pass over one unit. Units are independent of each other. The forward pass comes after a count and scale_rows_cpu.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 using BapoUnit = void (*)(const BapoParams&, int64_t unit);
 // One row of logits; rows are independent of each other.
@@ -28,6 +28,8 @@ using LogprobGradRow = void (*)(const LogprobGradParams&, int64_t row);
 
 struct CpuKernels {
   const char* name;
+  ForwardUnit count_float;
+  ForwardUnit count_double;
   ForwardUnit forward_float[kNumMethods];
   ForwardUnit forward_double[kNumMethods];
   BapoUnit bapo_float;
@@ -48,12 +50,13 @@ extern const CpuKernels kAvx512Kernels;
 // Null: this machine or build has none of that name.
 const CpuKernels* cpu_kernels(const char* requested);
 
-// After all units: scales, loss and statistics, added up in a fixed order.
+// After the count of all units: the scale of every row.
+void scale_rows_cpu(const LossParams& p);
+// After the forward pass of all units: loss and statistics, added up in a fixed order.
 void finish_forward_cpu(const LossParams& p, bool is_double);
 void finish_bapo_cpu(const BapoParams& p);
 
-// grad = dlogp * row_scale * grad_loss for the rows [first, last); grad has dtype `dtype`, both are contiguous.
-void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
-                       const Batch& batch, int64_t first, int64_t last);
+// grad = dlogp * grad_loss for the tokens [first, last); grad has dtype `dtype` and may be dlogp, both are contiguous.
+void backward_cpu(const void* dlogp, double grad_loss, void* grad, DType dtype, int64_t first, int64_t last);
 
 }  // namespace maspo

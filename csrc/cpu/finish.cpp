@@ -1,4 +1,6 @@
 // From the sums of the pieces to loss, statistics and row scales; and the backward multiply.
+#include <type_traits>
+
 #include "core/half.h"
 #include "cpu/engine.h"
 
@@ -6,35 +8,34 @@ namespace maspo {
 namespace {
 
 template <class T, class S, class Convert>
-void scale_rows(const S* dlogp, const double* row_scale, double grad_loss, T* grad, const Batch& batch, int64_t first,
-                int64_t last, Convert convert) {
-  for (int64_t row = first; row < last; ++row) {
-    const S scale = static_cast<S>(row_scale[row] * grad_loss);
-    const Span span = row_span(batch, row);
-    for (int64_t i = span.start; i < span.start + span.last; ++i) grad[i] = convert(dlogp[i] * scale);
-  }
+void scale_tokens(const S* dlogp, S scale, T* grad, int64_t first, int64_t last, Convert convert) {
+  for (int64_t i = first; i < last; ++i) grad[i] = convert(dlogp[i] * scale);
 }
 
 }  // namespace
 
-void finish_forward_cpu(const LossParams& p, bool is_double) {
+void scale_rows_cpu(const LossParams& p) {
   const int64_t rows = p.batch.rows, pieces = p.tiling.pieces_per_row;
   RowCounts batch = {0.0, 0.0};
   for (int64_t row = 0; row < rows; ++row) {
-    // The row's sums gather in its first piece.
-    RowSums& sums = p.pieces[row * pieces];
-    for (int64_t i = 1; i < pieces; ++i) {
-      sums.tokens += p.pieces[row * pieces + i].tokens;
-      sums.loss += p.pieces[row * pieces + i].loss;
-    }
-    batch.tokens += sums.tokens;
-    batch.rows += sums.tokens > 0 ? 1.0 : 0.0;
+    // The row's tokens gather in its first piece.
+    double& tokens = p.pieces[row * pieces].tokens;
+    for (int64_t i = 1; i < pieces; ++i) tokens += p.pieces[row * pieces + i].tokens;
+    batch.tokens += tokens;
+    batch.rows += tokens > 0 ? 1.0 : 0.0;
   }
+  for (int64_t row = 0; row < rows; ++row) {
+    p.row_scale[row] = row_scale(p.aggregation, batch, p.pieces[row * pieces].tokens);
+  }
+}
+
+void finish_forward_cpu(const LossParams& p, bool is_double) {
+  const int64_t rows = p.batch.rows, pieces = p.tiling.pieces_per_row;
   double loss = 0.0;
   for (int64_t row = 0; row < rows; ++row) {
-    const RowSums& sums = p.pieces[row * pieces];
-    p.row_scale[row] = row_scale(p.aggregation, batch, sums.tokens);
-    loss += p.row_scale[row] * sums.loss;
+    double of_row = 0.0;
+    for (int64_t i = 0; i < pieces; ++i) of_row += p.pieces[row * pieces + i].loss;
+    loss += p.row_scale[row] * of_row;
   }
   StatSums<double> total = no_sums<double>();
   for (int64_t unit = 0; unit < p.tiling.units; ++unit) add_sums(total, p.units[unit]);
@@ -54,10 +55,10 @@ void finish_bapo_cpu(const BapoParams& p) {
   }
 }
 
-void backward_rows_cpu(const void* dlogp, const double* row_scale, double grad_loss, void* grad, DType dtype,
-                       const Batch& batch, int64_t first, int64_t last) {
+void backward_cpu(const void* dlogp, double grad_loss, void* grad, DType dtype, int64_t first, int64_t last) {
   const auto scale_as = [&](const auto* source, auto* target, auto convert) {
-    scale_rows(source, row_scale, grad_loss, target, batch, first, last, convert);
+    using S = std::decay_t<decltype(*source)>;
+    scale_tokens(source, static_cast<S>(grad_loss), target, first, last, convert);
   };
   const auto* floats = static_cast<const float*>(dlogp);
   auto* bits = static_cast<uint16_t*>(grad);

@@ -58,7 +58,7 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
   constexpr int kSums = kSumsOf<Hyper<S>>;
   UnitSums<V, kSums> sums = {no_sums<widened_t<total_t<V>>, kSums>(), no_sums<total_t<V>, kSums>()};
   using Total = total_t<V>;
-  widened_t<Total> row_tokens, row_loss;
+  widened_t<Total> row_loss;
 
   const auto run = [&](const Span& span, int64_t col, int count) {
     S* dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + span.start + col;
@@ -75,6 +75,7 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
 
     const auto load = [](const Staged<S>& s, int i) { return Lanes<V>::load(s.values + i); };
     Total loss = Total(S(0));
+    const V row_scale = V(static_cast<S>(p.row_scale[span.row]));
     const int padded = padded_to_lanes<V>(count);
     for (int i = 0; i < padded; i += lanes) {
       const TokenInputs<V> token = {load(in.mask, i),
@@ -87,21 +88,21 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
       const TokenOutputs<V> out = visit_token(token, h, o, sums.run);
       add_to(loss, out.loss);
       if (dlogp == nullptr) continue;
+      const V scaled = out.dlogp * row_scale;
       if (i + lanes <= count) {
-        Lanes<V>::store(dlogp + i, out.dlogp);
+        Lanes<V>::store(dlogp + i, scaled);
       } else {
         S tail[lanes];
-        Lanes<V>::store(tail, out.dlogp);
+        Lanes<V>::store(tail, scaled);
         __builtin_memcpy(dlogp + i, tail, (count - i) * sizeof(S));
       }
     }
-    row_tokens += widened(sums.run.sum[kTokens]);
     row_loss += widened(loss);
     sums.end_run();
   };
   for_each_run(
-      p.batch, p.tiling, unit, [&](const Span&) { row_tokens = row_loss = widened(Total(S(0))); }, run,
-      [&](int64_t piece) { p.pieces[piece] = {sum_over_lanes(row_tokens), sum_over_lanes(row_loss)}; });
+      p.batch, p.tiling, unit, [&](const Span&) { row_loss = widened(Total(S(0))); }, run,
+      [&](int64_t piece) { p.pieces[piece].loss = sum_over_lanes(row_loss); });
   p.units[unit] = sums.over_lanes();
 }
 

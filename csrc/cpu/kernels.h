@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/bapo_unit.h"
+#include "cpu/count_unit.h"
 #include "cpu/forward_unit.h"
 #include "cpu/logprob_row.h"
 
@@ -13,6 +14,8 @@ constexpr CpuKernels kernels_of(const char* name) {
 #define MASPO_FLOAT_KERNEL(id, name, Hyper) forward_unit<ManyFloats, Hyper>,
 #define MASPO_DOUBLE_KERNEL(id, name, Hyper) forward_unit<Doubles, Hyper>,
   return {name,
+          count_unit<Floats>,
+          count_unit<Doubles>,
           {MASPO_METHODS(MASPO_FLOAT_KERNEL)},
           {MASPO_METHODS(MASPO_DOUBLE_KERNEL)},
           bapo_unit<ManyFloats>,

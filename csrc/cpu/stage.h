@@ -33,8 +33,9 @@ struct alignas(64) Staged {
   S buffer[kRun];
   const S* values = buffer;
 
-  // In place where dtype and stride allow and the run is full, else through the buffer.
-  void stage(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
+  // In place where dtype and stride allow and the run is full, else through the buffer, which then has zeros from `count`
+  // to `padded`.
+  void stage(const View& v, const Batch& batch, const Span& span, int64_t col, int count, int padded = 0) {
     if (v.data == nullptr) return;
     const int64_t offset = offset_of(v, batch, span, col);
     if (v.dtype == kOwnDType<S> && v.col_stride == 1 && count == kRun) {
@@ -42,7 +43,20 @@ struct alignas(64) Staged {
     } else {
       load_tokens(v, offset, count, buffer);
       values = buffer;
+      for (int i = count; i < padded; ++i) buffer[i] = S(0);
     }
+  }
+
+  bool any_nonzero(int count) const {
+    // Bits, which compilers make registers of; a search they do not. A -0 counts, and does no harm.
+    uint32_t bits = 0;
+    const auto* words = reinterpret_cast<const unsigned char*>(values);
+    for (size_t i = 0; i < count * sizeof(S) / sizeof(bits); ++i) {
+      uint32_t word;
+      __builtin_memcpy(&word, words + i * sizeof(word), sizeof(word));
+      bits |= word;
+    }
+    return bits != 0;
   }
 };
 
@@ -53,17 +67,8 @@ struct Run {
 
   // Stages the mask of a run, with zeros behind its end. False: nothing in it counts.
   bool stage_mask(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
-    mask.stage(v, batch, span, col, count);
-    if (mask.values == mask.buffer) {
-      for (int i = count; i < kRun; ++i) mask.buffer[i] = S(0);
-    }
-    // Whole registers, without a branch: compilers make no vectors of a search.
-    V any = V(S(0));
-    for (int i = 0; i < count; i += Lanes<V>::count) {
-      const V one = Lanes<V>::load(mask.values + i);
-      any = select(one != V(S(0)), V(S(1)), any);
-    }
-    return sum_over_lanes(any) != 0;
+    mask.stage(v, batch, span, col, count, padded_to_lanes<V>(count));
+    return mask.any_nonzero(count);
   }
 };
 

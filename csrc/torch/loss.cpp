@@ -59,10 +59,14 @@ void forward_cpu(LossParams& params) {
   params.units = units.get();
   const bool is_double = params.log_prob.dtype == kFloat64;
   const CpuKernels& kernels = chosen_cpu_kernels();
-  const ForwardUnit forward = (is_double ? kernels.forward_double : kernels.forward_float)[params.method];
-  torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
-    for (int64_t unit = first; unit < last; ++unit) forward(params, unit);
-  });
+  const auto for_units = [&](ForwardUnit pass) {
+    torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
+      for (int64_t unit = first; unit < last; ++unit) pass(params, unit);
+    });
+  };
+  for_units(is_double ? kernels.count_double : kernels.count_float);
+  scale_rows_cpu(params);
+  for_units((is_double ? kernels.forward_double : kernels.forward_float)[params.method]);
   finish_forward_cpu(params, is_double);
 }
 
@@ -138,43 +142,51 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   return {out.loss, out.stats, out.dlogp, out.row_scale};
 }
 
-Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype,
-                     std::optional<Tensor> cu_seqlens, std::optional<int64_t> max_seqlen) {
+void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::optional<Tensor> cu_seqlens,
+                       std::optional<int64_t> max_seqlen, Tensor grad) {
   const Batch batch = batch_of(dlogp, cu_seqlens, max_seqlen);
   STD_TORCH_CHECK(dlogp.is_contiguous() && row_scale.is_contiguous() && row_scale.numel() == batch.rows &&
                       grad_loss.numel() == 1,
                   "maspo: loss_backward takes what loss_forward returned");
-  const DType type = dtype_of(dtype, "log_prob");
+  const DType type = dtype_of(grad.scalar_type(), "log_prob");
   STD_TORCH_CHECK(is_floating(type) && dlogp.scalar_type() == arithmetic_type(type) &&
                       grad_loss.scalar_type() == dlogp.scalar_type() && row_scale.scalar_type() == ScalarType::Double,
                   "maspo: loss_backward takes what loss_forward returned, with the dtype of its log_prob");
-  STD_TORCH_CHECK(grad_loss.device() == dlogp.device() && row_scale.device() == dlogp.device(),
+  STD_TORCH_CHECK(grad_loss.device() == dlogp.device() && row_scale.device() == dlogp.device() &&
+                      grad.device() == dlogp.device(),
                   "maspo: loss_backward takes tensors of one device");
-  Tensor grad = new_contiguous(dlogp, {dlogp.sizes().begin(), dlogp.sizes().end()}, dtype);
-  const double* scales = static_cast<const double*>(row_scale.const_data_ptr());
+  STD_TORCH_CHECK(grad.is_contiguous() && grad.numel() == dlogp.numel(),
+                  "maspo: grad must be contiguous, with the shape of dlogp");
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());
-    check_cuda(backward_cuda(dlogp.const_data_ptr(), scales, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
+    check_cuda(backward_cuda(dlogp.const_data_ptr(), static_cast<const double*>(row_scale.const_data_ptr()), grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
                              batch, current_cuda_place(dlogp)),
                "loss_backward");
-    return grad;
+    return;
   }
 #endif
   const double upstream = type == kFloat64 ? *static_cast<const double*>(grad_loss.const_data_ptr())
                                            : *static_cast<const float*>(grad_loss.const_data_ptr());
-  torch::stable::parallel_for(0, batch.rows, rows_per_unit(batch.cols), [&](int64_t first, int64_t last) {
-    backward_rows_cpu(dlogp.const_data_ptr(), scales, upstream, grad.mutable_data_ptr(), type, batch, first, last);
+  torch::stable::parallel_for(0, batch.tokens, kCpuPieceTokens, [&](int64_t first, int64_t last) {
+    backward_cpu(dlogp.const_data_ptr(), upstream, grad.mutable_data_ptr(), type, first, last);
   });
+}
+
+Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype,
+                     std::optional<Tensor> cu_seqlens, std::optional<int64_t> max_seqlen) {
+  Tensor grad = new_contiguous(dlogp, {dlogp.sizes().begin(), dlogp.sizes().end()}, dtype);
+  loss_backward_out(grad_loss, dlogp, row_scale, cu_seqlens, max_seqlen, grad);
   return grad;
 }
 
 }  // namespace
 }  // namespace maspo
 
-#define MASPO_LOSS_KERNELS                                   \
-  m.impl("loss_forward", TORCH_BOX(&maspo::loss_forward));   \
-  m.impl("loss_backward", TORCH_BOX(&maspo::loss_backward));
+#define MASPO_LOSS_KERNELS                                           \
+  m.impl("loss_forward", TORCH_BOX(&maspo::loss_forward));           \
+  m.impl("loss_backward", TORCH_BOX(&maspo::loss_backward));         \
+  m.impl("loss_backward_out", TORCH_BOX(&maspo::loss_backward_out));
 
 STABLE_TORCH_LIBRARY_IMPL(maspo, CPU, m) { MASPO_LOSS_KERNELS }
 #if defined(MASPO_WITH_CUDA)

@@ -3,9 +3,11 @@
 //   maspo::loss           what users call: differentiable in log_prob. Its kernel is maspo_ext/ops.py, which checks the
 //                         arguments and calls those below. The named hyper-parameters are MASPO's; any other ratio_mode
 //                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/).
-//   maspo::loss_forward   one pass: loss, statistics, and d loss / d log_prob short of a scale per row. `method` is a
-//                         name of csrc/core/methods.h; checks only what memory safety needs, not ranges.
-//   maspo::loss_backward  dlogp * row_scale * grad_loss, rounded to `dtype`, that of log_prob.
+//   maspo::loss_forward   loss, statistics, d loss / d log_prob, and the scale of each row. On a GPU, where one pass does it
+//                         all, that derivative (dlogp) still lacks the scale. `method` is a name of csrc/core/methods.h;
+//                         checks only what memory safety needs, not ranges.
+//   maspo::loss_backward  that derivative times grad_loss, rounded to `dtype`, that of log_prob.
+//   maspo::loss_backward_out     the same into `grad`, which may be dlogp.
 //   maspo::bapo_sums      BAPO's sums at all candidates, lower ones first: float64, to be added over data-parallel ranks.
 //   maspo::bapo_bounds    what BAPO's search finds in them: (low, high, positive / negative), float64 [3].
 //   maspo::logprob        from logits to the log-probability of the target word and the entropy of the row; differentiable.
@@ -39,6 +41,7 @@
 #define MASPO_KERNEL_KEYWORDS                                                                       \
   "str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "                \
   "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
+#define MASPO_LOSS_BACKWARD "Tensor grad_loss, Tensor dlogp, Tensor row_scale"
 
 // Which words of which vocabulary the logits are.
 #define MASPO_SHARD "int first_word=0, SymInt? all_words=None"
@@ -54,8 +57,8 @@ STABLE_TORCH_LIBRARY(maspo, m) {
   m.def("loss(" MASPO_TENSORS ", *, " MASPO_LOSS_KEYWORDS ") -> (Tensor loss, Tensor stats)");
   m.def("loss_forward(" MASPO_TENSORS ", *, " MASPO_KERNEL_KEYWORDS
         ", bool need_grad=True) -> (Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)");
-  m.def("loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype, " MASPO_PACKED
-        ") -> Tensor");
+  m.def("loss_backward(" MASPO_LOSS_BACKWARD ", ScalarType dtype, " MASPO_PACKED ") -> Tensor");
+  m.def("loss_backward_out(" MASPO_LOSS_BACKWARD ", " MASPO_PACKED ", *, Tensor(a!) grad) -> ()");
   m.def("bapo_sums(" MASPO_TENSORS ", *, float[] lower, float[] upper, " MASPO_ENTROPY ", " MASPO_PACKED
         ") -> Tensor");
   m.def("bapo_bounds(Tensor sums, *, float[] lower, float[] upper, float target, float eps, bool upper_first)"

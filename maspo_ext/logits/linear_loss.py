@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import Library, register_fake
 
 from maspo_ext.config import config_for
-from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_second
 from maspo_ext.functional import loss_options, policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.head import Gradients
@@ -187,7 +187,7 @@ def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
         return (grad * by).to(dtype)
     if grad.dtype != dtype:
         return torch.mul(grad, by, out=torch.empty_like(grad, dtype=dtype))
-    return grad if not grad.is_cuda and by.item() == 1 else grad.mul_(by)
+    return grad if is_known_one(by) else grad.mul_(by)
 
 
 def _linear_loss(

@@ -1,6 +1,8 @@
 // A whole loss, forward and backward, on an engine: the CPU's, or the emulated CUDA one.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/engine.h"
 #include "cuda/engine.h"
 #include "memory.h"
@@ -8,7 +10,8 @@
 namespace emulation {
 
 struct Result {
-  std::vector<double> loss, stats, row_scale, dlogp, grad;  // loss and stats: one and kNumStats numbers
+  std::vector<double> loss, stats, row_scale, grad;  // loss and stats: one and kNumStats numbers
+  std::vector<double> dlogp;                         // without the scale of the rows
   std::vector<unsigned char> grad_bytes;
 };
 
@@ -29,17 +32,30 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   params.loss = loss.as<void>();
   *upstream.as<S>() = static_cast<S>(grad_loss);
   constexpr bool is_double = sizeof(S) == sizeof(double);
+  Result result;
   if (on_cuda) {
     check(forward_cuda(params, {0, nullptr}));
     check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), grad.as<void>(), params.log_prob.dtype, b,
                         {0, nullptr}));
+    result.dlogp = numbers<S>(dlogp);
   } else {
-    const auto& forward = is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float;
-    for (int64_t unit = 0; unit < params.tiling.units; ++unit) forward[params.method](params, unit);
+    const auto for_units = [&](ForwardUnit pass) {
+      for (int64_t unit = 0; unit < params.tiling.units; ++unit) pass(params, unit);
+    };
+    const ForwardUnit forward = (is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float)[params.method];
+    // This engine's dlogp has the scale, the other's has not: once with scales of 1, for a comparison to the bit.
+    std::fill_n(params.row_scale, b.rows, 1.0);
+    for_units(forward);
+    result.dlogp = numbers<S>(dlogp);
+    for_units(is_double ? kPlainKernels.count_double : kPlainKernels.count_float);
+    scale_rows_cpu(params);
+    for_units(forward);
     finish_forward_cpu(params, is_double);
-    backward_rows_cpu(params.dlogp, params.row_scale, grad_loss, grad.as<void>(), params.log_prob.dtype, b, 0, b.rows);
+    backward_cpu(params.dlogp, grad_loss, grad.as<void>(), params.log_prob.dtype, 0, b.tokens);
   }
-  Result result = {numbers<S>(loss), numbers<double>(stats), numbers<double>(row_scale), numbers<S>(dlogp), {}, {}};
+  result.loss = numbers<S>(loss);
+  result.stats = numbers<double>(stats);
+  result.row_scale = numbers<double>(row_scale);
   if (params.log_prob.dtype == kFloat32) result.grad = numbers<float>(grad);
   if (params.log_prob.dtype == kFloat64) result.grad = numbers<double>(grad);
   result.grad_bytes.assign(grad.as<unsigned char>(), grad.as<unsigned char>() + grad.bytes());

@@ -725,6 +725,10 @@ def test_loss_backward_checks_what_it_gets():
     ):
         with pytest.raises(RuntimeError, match="maspo: "):
             torch.ops.maspo.loss_backward(**{**right, **wrong})
+    del right["dtype"]
+    for grad in (dlogp.new_empty(6, 4).t(), dlogp.new_empty(4, 5), torch.empty_like(dlogp, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="maspo: "):
+            torch.ops.maspo.loss_backward_out(**right, grad=grad)
 
 
 # An editable install adds a finder that would lend the copy the library of the source tree.

@@ -1,10 +1,10 @@
-"""What a pass allocates: the saved gradient and the result, and nothing else of the batch's size."""
+"""What a pass allocates: one gradient, and nothing else of the batch's size. It is made in memory that only the graph kept."""
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .cases import op, random_batch
+from .cases import bits, op, random_batch
 
 ROWS, COLS = 128, 1024
 
@@ -18,12 +18,11 @@ def large_allocations(function, device):
     return sorted(size for size in events if size >= ROWS * COLS // 2)
 
 
-# The saved gradient is float32, or float64 for float64; the result has log_prob's dtype.
-@pytest.mark.parametrize(
-    "dtype, saved, result", [(torch.float32, 4, 4), (torch.bfloat16, 4, 2), (torch.float64, 8, 8)], ids=str
-)
+# Bytes of a token. The saved gradient is float32, or float64 for float64, and becomes the result where that has its dtype.
+@pytest.mark.parametrize("dtype, sizes", [(torch.float32, [4]), (torch.bfloat16, [2, 4]), (torch.float64, [8])], ids=str)
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64], ids=str)
-def test_forward_and_backward(mask_dtype, dtype, saved, result, device):
+def test_forward_and_backward(mask_dtype, upstream, dtype, sizes, device):
     batch = random_batch(ROWS, COLS, dtype=dtype, device=device, mask_dtype=mask_dtype)
     batch["advantages"] = batch["advantages"][:, 0].clone()
     batch["log_prob"] = batch["log_prob"].t().contiguous().t()  # no hidden .contiguous() either
@@ -32,9 +31,36 @@ def test_forward_and_backward(mask_dtype, dtype, saved, result, device):
 
     def both():
         loss, _ = op(**batch)
-        kept.extend(torch.autograd.grad(loss, log_prob))
+        kept.extend(torch.autograd.grad(loss, log_prob, torch.full_like(loss, upstream)))
 
-    assert large_allocations(both, device) == sorted([saved * ROWS * COLS, result * ROWS * COLS])
+    assert large_allocations(both, device) == [size * ROWS * COLS for size in sizes]
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_gradient_is_the_caller_s_while_the_graph_is_kept(dtype, upstream, device):
+    batch = random_batch(3, 5, dtype=dtype, device=device)
+    log_prob = batch["log_prob"].requires_grad_()
+    loss, _ = op(**batch)
+    upstream = torch.full_like(loss, upstream)
+    (first,) = torch.autograd.grad(loss, log_prob, upstream, retain_graph=True)
+    expected = bits(first).clone()
+    first.fill_(7)
+    (second,) = torch.autograd.grad(loss, log_prob, upstream)
+    assert torch.equal(bits(second), expected)
+    assert (first == 7).all()
+
+
+def test_backward_passes_add_up(device):
+    batch = random_batch(3, 5, dtype=torch.float32, device=device)
+    log_prob = batch["log_prob"].requires_grad_()
+    for retain_graph in (True, False):
+        log_prob.grad = None
+        loss, _ = op(**batch)
+        loss.backward(retain_graph=retain_graph)
+        once = log_prob.grad.clone()
+        (loss if retain_graph else op(**batch)[0]).backward()
+        assert torch.equal(log_prob.grad, 2 * once)
 
 
 def test_forward_without_a_gradient(device):
