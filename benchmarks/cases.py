@@ -11,7 +11,6 @@ SHAPES = {
     "cpu": [(1, 1), (8, 512), (64, 1024), (64, 4096), (256, 8192)],
     "cuda": [(8, 512), (64, 1024), (64, 4096), (256, 8192), (16384, 4096)],
 }
-EVERY_MODE_AT = (64, 4096)
 
 
 class Case(NamedTuple):
@@ -36,17 +35,14 @@ class Case(NamedTuple):
 
 
 def cases(device: str) -> list[Case]:
-    """MASPO everywhere, every mode at one size."""
-    listed = []
-    for rows, cols in SHAPES[device]:
-        if (rows, cols) == EVERY_MODE_AT:
-            for mode in EAGER:
-                listed += [Case(rows, cols, mode=mode), Case(rows, cols, mode=mode, with_backward=False)]
-        else:
-            listed += [Case(rows, cols)] + [Case(rows, cols, with_backward=False)] * (rows > 1)
-        if rows > 1:
-            listed += [Case(rows, cols, masked=0.9), Case(rows, cols, torch.bfloat16)]
-    return listed
+    """Every mode at every size, with few and many masked tokens, in float32 and bfloat16; a batch of one token once."""
+    kinds = [{}, {"with_backward": False}, {"masked": 0.9}, {"dtype": torch.bfloat16}]
+    return [
+        Case(rows, cols, mode=mode, **kind)
+        for rows, cols in SHAPES[device]
+        for mode in EAGER
+        for kind in (kinds if rows > 1 else kinds[:1])
+    ]
 
 
 def make_batch(case: Case, device: str) -> dict[str, torch.Tensor]:

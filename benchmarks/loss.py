@@ -26,7 +26,7 @@ from timing import Clock, median_seconds, ratios, timed_rounds
 
 import maspo_ext
 
-SECONDS = {"cpu": 2.0, "cuda": 0.5}  # spent on one case
+SECONDS = {"cpu": 1.0, "cuda": 0.25}  # spent on one case
 LEAST, MOST = 5, 200  # rounds of it
 REGRESSION = 1.1
 
@@ -90,7 +90,7 @@ def run(device: str) -> list[dict]:
         f"{run_of['machine']}, {run_of['threads']} threads, torch {run_of['torch']}, a triad moves {bandwidth / 1e9:.1f} GB/s; "
         "times of the peers over ours", flush=True,
     )  # fmt: skip
-    bar = Bar(len(todo) + (LARGEST[device] - 8) // 2 * (2 if device == "cpu" and run_of["threads"] > 1 else 1))
+    bar = Bar(len(todo) + (LARGEST - 8) // 2 * (2 if device == "cpu" and run_of["threads"] > 1 else 1))
     for case in todo:
         bar.step(f"{case.rows}x{case.cols} {case.mode}")
         batch = make_batch(case, device)

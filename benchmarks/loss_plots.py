@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from cases import EVERY_MODE_AT
 from report import title
 
+MODES_AT = (64, 4096)
 PEERS = (("eager", "o"), ("torch.compile", "^"), ("verl", "s"), ("Liger", "v"))
 
 
@@ -48,11 +48,11 @@ def _by_size(axes, rows) -> None:
 
 def _by_mode(axes, rows) -> None:
     for peer, marker in PEERS:
-        chosen = _shown(rows, rows=EVERY_MODE_AT[0], cols=EVERY_MODE_AT[1], peer=peer)
+        chosen = _shown(rows, rows=MODES_AT[0], cols=MODES_AT[1], peer=peer)
         if not chosen:  # not installed
             continue
         axes.plot([row["ratio_mode"] for row in chosen], [float(row["peer_over_ours"]) for row in chosen], marker, label=peer)
-    axes.set(title="{}x{}, every mode".format(*EVERY_MODE_AT))
+    axes.set(title="{}x{}, every mode".format(*MODES_AT))
     axes.set_ylim(bottom=0)
 
 

@@ -11,7 +11,7 @@ from timing import Clock
 import maspo_ext
 
 COLS = 1024
-LARGEST = {"cpu": 24, "cuda": 26}  # log2 of the tokens
+LARGEST = 26  # log2 of the tokens
 RUNS = 5
 
 
@@ -21,7 +21,7 @@ def scaling(device: str, clock: Clock, step) -> Iterator[tuple[int, Case, float]
     try:
         for threads in sorted({1, most}) if device == "cpu" else [most]:
             torch.set_num_threads(threads)
-            for power in range(10, LARGEST[device] + 1, 2):
+            for power in range(10, LARGEST + 1, 2):
                 case = Case(2**power // COLS, COLS)
                 step(f"2^{power} tokens, {threads} threads")
                 batch = make_batch(case, device)

@@ -168,6 +168,9 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
     check_non_negative("max_seqlen", max_seqlen, "It is the length of the longest sequence.")
 
 
+_REQUIRED = frozenset(("old_log_prob", "advantages", "response_mask"))
+
+
 def check_tensors(
     log_prob: torch.Tensor,
     old_log_prob: torch.Tensor,
@@ -230,7 +233,7 @@ def check_tensors(
         ("entropy", entropy, FLOAT_DTYPES, full),
         ("ref_log_prob", ref_log_prob, FLOAT_DTYPES, full),
     ):
-        if value is not None:
+        if value is not None or name in _REQUIRED:
             check_tensor(name, value, dtypes, device, of)
             if value.shape != log_prob.shape:
                 _check_shape(name, value, allowed, sizes)

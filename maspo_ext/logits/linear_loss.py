@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
+from maspo_ext.checks import check_tensors
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_second
 from maspo_ext.functional import loss_options, policy_loss
@@ -31,6 +32,7 @@ _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_loss"
 # The target of a masked token: no word, and nothing that a user would pass.
 _MASKED = -(2**62)
+_AT_TOKENS = " at every unmasked token"
 # A token's part of the loss depends on no other token, but for the row's scale: so a chunk is taken for one sequence.
 _OF_ONE_CHUNK = {
     "loss_agg_mode": "token-sum",
@@ -106,7 +108,12 @@ def linear_loss(
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
     if isinstance(method, BapoConfig):
-        target = torch.where(response_mask != 0, target, _MASKED)
+        checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+        packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
+        checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
+        check_tensors(hidden[..., 0], *policy, **packed, of="target")
+        target = _masked(target, response_mask)
+        checks.check_target_range(target, weight.shape[0], _MASKED, _AT_TOKENS)
         log_prob, entropy = linear_logprob(
             hidden, weight, target, temperature, bias, ignore_index=_MASKED, memory_budget=memory_budget
         )
@@ -129,6 +136,10 @@ def linear_loss(
     )
     stats = _with_invalid_targets(PolicyLossStats(stats, names), target, response_mask, weight)
     return LinearLossOutput(loss, stats, log_prob, entropy)
+
+
+def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
+    return torch.where(response_mask != 0, as_target(target), _MASKED)
 
 
 def _refuse_entropy(options: dict[str, Any]) -> None:
@@ -213,7 +224,7 @@ def _linear_loss(
         entropy=like if shaped else None, of="target", **keywords,
     )  # fmt: skip
     keywords |= {"entropy": None, "shaped": shaped}
-    target = torch.where(response_mask != 0, as_target(target), _MASKED)
+    target = _masked(target, response_mask)
     keywords["memory_budget"] = memory_budget
     if asks_for_gradient(hidden, weight, bias):
         return _LinearLoss.apply(hidden, weight, bias, target, policy, temperature, keywords)
@@ -228,7 +239,7 @@ def _forward(
 ):  # fmt: skip
     """By chunks of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
-    checks.check_target_range(target, head.words, _MASKED, " at every unmasked token")
+    checks.check_target_range(target, head.words, _MASKED, _AT_TOKENS)
     policy = (old_log_prob, advantages, response_mask)
     keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
     whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}

@@ -90,6 +90,13 @@ HEADS = [
     ({"memory_budget": 0}, ValueError, "memory_budget", "> 0", "0", "bytes"),
     ({"memory_budget": -5}, ValueError, "memory_budget", "> 0", "-5", "bytes"),
 ]
+TENSORS = [
+    ({"old_log_prob": ones(4, 5)}, ValueError, "old_log_prob", r"\[4, 6\]", r"\[4, 5\]", "slice"),
+    ({"response_mask": ones(4, 6, dtype=torch.complex64)}, TypeError, "response_mask", "dtype", "complex64", ""),
+    ({"response_mask": ones(4, 7)}, ValueError, "response_mask", r"\[4, 6\] \(that of target\)", r"\[4, 7\]", "slice"),
+    ({"response_mask": None}, TypeError, "response_mask", "a torch.Tensor", "NoneType", ""),
+    ({"advantages": ones(6)}, ValueError, "advantages", r"\[B, 1\] or \[B\]", r"\[6\]", "slice"),
+]
 LOSSES = [
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
@@ -106,9 +113,6 @@ LOSSES = [
     ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "config class"),
     ({"alpha": -1.0}, ValueError, "alpha", ">= 0", "-1.0", ""),
     ({"loss_agg_mode": "mean"}, ValueError, "loss_agg_mode", "one of", "'mean'", "Choose"),
-    ({"old_log_prob": ones(4, 5)}, ValueError, "old_log_prob", r"\[4, 6\]", r"\[4, 5\]", "slice"),
-    ({"response_mask": ones(4, 6, dtype=torch.complex64)}, TypeError, "response_mask", "dtype", "complex64", ""),
-    ({"advantages": ones(6)}, ValueError, "advantages", r"\[B, 1\] or \[B\]", r"\[6\]", "slice"),
     ({"kl_coef": 0.1}, ValueError, "ref_log_prob", "a tensor, since kl_coef", "None", ""),
     ({"rollout_is_threshold": 2.0}, ValueError, "rollout_is_weights", "a tensor", "None", "Pass the weights"),
     ({"max_seqlen": 6}, ValueError, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens"),
@@ -137,7 +141,13 @@ def test_linear_logprob(wrong, error, what, expected, got, remedy):
         maspo_ext.linear_logprob(**head(**wrong))
 
 
-@named(HEADS + TARGETS + TEMPERATURES + LOSSES)
+@named(HEADS + TARGETS + TEMPERATURES + TENSORS)
+def test_linear_loss_of_a_mode_that_takes_two_ops(wrong, error, what, expected, got, remedy):
+    with pytest.raises(error, match=message(what, expected, got, remedy)):
+        maspo_ext.linear_loss(**batch(**wrong), ratio_mode="bapo")
+
+
+@named(HEADS + TARGETS + TEMPERATURES + TENSORS + LOSSES)
 def test_linear_loss(wrong, error, what, expected, got, remedy):
     with pytest.raises(error, match=message(what, expected, got, remedy)):
         maspo_ext.linear_loss(**batch(**wrong))
@@ -187,14 +197,15 @@ def test_what_the_op_of_linear_loss_cannot_do(wrong, got):
         torch.ops.maspo.linear_loss(**batch(**wrong))
 
 
-def test_target_out_of_range(device):
+@pytest.mark.parametrize("ratio_mode", ["maspo", "bapo"])
+def test_target_out_of_range(ratio_mode, device):
     arguments = {name: value.to(device) for name, value in batch().items()}
     arguments["target"][1, 2] = V
     if device == "cpu":
         with pytest.raises(RuntimeError, match=f"target: expected 0 to {V - 1} .*at every unmasked token, got {V} at .1, 2.. Check"):
-            maspo_ext.linear_loss(**arguments)
+            maspo_ext.linear_loss(**arguments, ratio_mode=ratio_mode)
         return
-    output = maspo_ext.linear_loss(**arguments)
+    output = maspo_ext.linear_loss(**arguments, ratio_mode=ratio_mode)
     assert output.loss.isnan() and output.log_prob.isnan().sum() == 1
     with pytest.raises(IndexError, match="at all unmasked tokens, got others at 1 of them"):
         output.stats.to_dict()

@@ -400,6 +400,14 @@ def test_wrong_dtype(wrong, name, expected, got, remedy):
         op(**{**random_batch(4, 6, dtype=torch.float32), **wrong})
 
 
+@pytest.mark.parametrize("name", ["old_log_prob", "advantages", "response_mask"])
+def test_a_tensor_that_must_be_there(name):
+    batch = {**random_batch(4, 6, dtype=torch.float32), name: None}
+    for function in (op, maspo_ext.policy_loss):
+        with pytest.raises(TypeError, match=explains(name, r"a torch\.Tensor", "NoneType", "torch.as_tensor")):
+            function(**batch)
+
+
 @pytest.mark.parametrize("wrong, name, expected, got, remedy", named(NUMBERS))
 def test_config_rejects_what_the_op_rejects(wrong, name, expected, got, remedy):
     with pytest.raises(ValueError, match=explains(name, expected, got, remedy)):
