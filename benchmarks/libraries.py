@@ -1,26 +1,39 @@
-"""The losses of other libraries, by our ratio_mode: taking the same tensors, and computing the same method."""
+"""The losses of other libraries, by our ratio_mode: taking the same tensors, and computing the same method.
+
+That they compute the same is checked in ``tests/benchmarks``.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from extras import LIGER, TRL
+
+# Liger's options and TRL's have the same names and, but for these, defaults that are ours. bnpo: the mean over all tokens.
+_OF_GRPO = {
+    "ppo": {"loss_type": "bnpo", "epsilon_high": 0.2, "delta": 3.0},
+    "clip_higher": {"loss_type": "bnpo", "epsilon_high": 0.28, "delta": 10.0},
+    "sapo": {"loss_type": "sapo"},
+}
+Functions = dict[str, Callable]
 
 
-def library_functions() -> dict[str, dict[str, Callable]]:
-    """By library and ratio_mode; a library that is not installed is left out, and a line says so.
-
-    TRL has no such function: its loss is a method of its trainer.
-    """
+def library_functions() -> dict[str, Functions]:
+    """By library and ratio_mode; a library that cannot be imported is left out, and a line says why and what to do."""
     functions = {}
-    for name, (module, load) in {"verl": ("verl", _verl), "Liger": ("liger_kernel", _liger)}.items():
-        if importlib.util.find_spec(module) is None:
-            print(f"{name} is left out: {module} is not installed")
-        else:
+    for name, load in LIBRARIES.items():
+        try:
             functions[name] = load()
+        except ImportError as error:
+            print(f"left out: {name}: {error}. {REMEDIES.get(name, '')}".rstrip())
     return functions
 
 
-def _verl() -> dict[str, Callable]:
+def _verl() -> Functions:
     import verl  # noqa: F401  loads its plugins
     from verl.trainer.ppo import core_algos
     from verl.workers.config import ActorConfig
@@ -34,16 +47,68 @@ def _verl() -> dict[str, Callable]:
     }
 
 
-def _liger() -> dict[str, Callable]:
-    from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
+def _liger() -> Functions:
+    with LIGER.importable():
+        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
 
-    def loss(log_prob, old_log_prob, advantages, response_mask, **keywords):
-        mask = response_mask.to(log_prob.dtype)
-        return LigerFusedLinearGRPOFunction.ppo_loss_fn(
-            log_prob, mask, advantages[:, 0], mask, old_per_token_logps=old_log_prob, beta=0.0, **keywords
-        )
+    def function(options: dict) -> Callable:
+        def loss(log_prob, old_log_prob, advantages, response_mask):
+            mask = response_mask.to(log_prob.dtype)
+            return LigerFusedLinearGRPOFunction.ppo_loss_fn(
+                log_prob, mask, advantages[:, 0], mask, old_per_token_logps=old_log_prob, beta=0.0, **options
+            )
 
-    return {
-        "ppo": lambda **batch: loss(**batch, loss_type="bnpo", delta=3.0),
-        "sapo": lambda **batch: loss(**batch, loss_type="sapo"),
-    }
+        return loss
+
+    return {mode: function(options) for mode, options in _OF_GRPO.items()}
+
+
+def _trl() -> Functions:
+    """The method of its trainer that makes the loss and its statistics, on one process and without a model.
+
+    In place of the trainer stands an object with the attributes which the method reads, and whose log-probabilities are the
+    batch's. Spared are the joining of prompts and completions, which are not looked at, and the mean of the entropy.
+    """
+    with TRL.importable():
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
+
+    # Not GRPOConfig(): to make one sets up devices and processes.
+    defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    accelerator = SimpleNamespace(num_processes=1, gather=lambda value: value, reduce=lambda value, reduction: value)
+
+    def function(options: dict) -> Callable:
+        settings = SimpleNamespace(**(defaults | options))
+
+        def loss(log_prob, old_log_prob, advantages, response_mask):
+            entropy = log_prob.new_zeros(len(log_prob), 1)  # one value per row, which the method takes, too
+            trainer = SimpleNamespace(
+                **vars(settings),
+                args=settings,
+                epsilon_low=settings.epsilon,
+                accelerator=accelerator,
+                model=SimpleNamespace(training=True),
+                current_gradient_accumulation_steps=1,
+                aux_loss_enabled=False,
+                _entropy_bonus_enabled=False,
+                _get_per_token_logps_and_entropies=lambda *_, **__: (log_prob, entropy, None),
+                _metrics={"train": defaultdict(list)},
+            )
+            no_prompt = response_mask[:, :0]
+            inputs = {
+                "prompt_ids": torch.empty_like(no_prompt, device="meta"),
+                "completion_ids": torch.empty_like(response_mask, device="meta"),
+                "prompt_mask": no_prompt,
+                "completion_mask": response_mask,
+                "advantages": advantages[:, 0],
+                "old_per_token_logps": old_log_prob,
+            }
+            return (GRPOTrainer._compute_loss(trainer, None, inputs),)
+
+        return loss
+
+    return {mode: function(options) for mode, options in _OF_GRPO.items()}
+
+
+LIBRARIES: dict[str, Callable[[], Functions]] = {"verl": _verl, "Liger": _liger, "TRL": _trl}
+REMEDIES = {"Liger": LIGER.remedy(), "TRL": TRL.remedy()}

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import memory
 import torch
-from linear_peers import LIGER, LIGER_VERSION, PEERS, Batch, Peer, make_batch
+from extras import LIGER
+from linear_peers import PEERS, Batch, Peer, make_batch
 from report import Bar, about_this_run, require, save, title
-from revision import ROOT
 from timing import Clock, Round, median_seconds, ratios, timed_rounds
 
 FLOOR, OURS = "three GEMMs", "linear_loss"
@@ -30,10 +30,7 @@ ROUNDS = {"cpu": 7, "cuda": 20}  # on a CPU one takes half a minute
 GOALS = {"cpu": (1.15, 64), "cuda": (1.25, 1024)}  # of OURS: time over the floor, MiB
 MIB = 2**20
 NEED_CUDA = ("verl triton",)
-REMEDIES = {
-    "Liger (grpo)": "To have it: pip install --no-deps --target "
-    f"{LIGER.relative_to(ROOT)} liger-kernel=={LIGER_VERSION}"
-}
+REMEDIES = {"Liger (grpo)": LIGER.remedy()}
 
 
 def names_on(device: str) -> list[str]:

@@ -7,21 +7,16 @@ statistic without gradient. That they compute the same is checked in ``tests/ben
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from extras import LIGER
 from peers import maspo
-from revision import ROOT
 from torch import Tensor
 
 import maspo_ext
-
-# Not in the environment: where verl finds Liger without triton, its FusedLinearForPPO cannot be imported.
-LIGER = ROOT / "build" / "liger"
-LIGER_VERSION = "0.8.5"
 
 
 class Batch(NamedTuple):
@@ -103,13 +98,8 @@ def verl_triton() -> Peer:
 
 
 def liger() -> Peer:
-    sys.path.append(str(LIGER))
-    try:
+    with LIGER.importable():
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
-    finally:  # without a trace that verl could find
-        sys.path.remove(str(LIGER))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "liger_kernel"]:
-            del sys.modules[name]
 
     def peer(batch: Batch) -> Tensor:
         # One chunk of all rows: it goes over the vocabulary in pieces anyway, and adds up a weight's gradient per chunk.

@@ -8,7 +8,7 @@ from pathlib import Path
 from report import title
 
 MODES_AT = (64, 4096)
-PEERS = (("eager", "o"), ("torch.compile", "^"), ("verl", "s"), ("Liger", "v"))
+PEERS = (("eager", "o"), ("torch.compile", "^"), ("verl", "s"), ("Liger", "v"), ("TRL", "D"))
 
 
 def plot(rows: list[dict], path: Path) -> None:
