@@ -1,0 +1,126 @@
+"""examples/trl: TRL's trainer with our losses, for two steps on a CPU."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from maspo_ext import stat_names
+
+TESTS = Path(__file__).resolve().parents[1]
+for folder in ("benchmarks", "examples/models"):
+    if str(TESTS.parent / folder) not in sys.path:
+        sys.path.append(str(TESTS.parent / folder))
+
+import extras  # noqa: E402
+import make_tiny_qwen2  # noqa: E402
+from byte_tokenizer import build_tokenizer  # noqa: E402
+
+with extras.TRL.importable():
+    HAS_TRL = importlib.util.find_spec("trl") is not None
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not HAS_TRL, reason=f"TRL is not installed. {extras.TRL.remedy()}"),
+]
+RTOL = 1e-5
+
+
+class Run:
+    """What a run left: its steps as TRL logged them, and the trained parameters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.steps = [entry for entry in json.loads((folder / "log.json").read_text()) if "loss" in entry]
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        from transformers import AutoModelForCausalLM
+
+        return dict(AutoModelForCausalLM.from_pretrained(self.folder).named_parameters())
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trl")
+    paths = [os.environ.get("PYTHONPATH"), str(extras.ROOT / extras.TRL.folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, TESTS / "trl" / "runs.py", folder]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return folder
+
+
+@pytest.fixture(params=["policy", "linear"])
+def run(request, out) -> Run:
+    return Run(out / request.param)
+
+
+def assert_same(one: dict, other: dict, names) -> None:
+    for name in names:
+        assert one[name] == pytest.approx(other[name], rel=RTOL, abs=RTOL), name
+
+
+def test_every_parameter_changed(run):
+    torch.manual_seed(0)
+    before = dict(make_tiny_qwen2.build_model(build_tokenizer()).named_parameters())
+    after = run.parameters()
+    assert before.keys() == after.keys()
+    for name, value in after.items():
+        assert value.isfinite().all() and not torch.equal(value, before[name]), name
+
+
+def test_our_statistics_are_logged(run):
+    assert len(run.steps) == 2
+    for step in run.steps:
+        assert {name for name in stat_names("maspo") if name is not None} <= step.keys()
+        assert step["actor/nonfinite_count"] == 0
+        assert 0 < step["entropy"] < 5.6  # log 262 is 5.57
+
+
+def test_the_ratio_is_1_on_the_first_update_and_moves_on_the_second(run):
+    first, second = run.steps
+    for name in ("actor/ratio_min", "actor/ratio_mean", "actor/ratio_max"):
+        assert first[name] == pytest.approx(1, abs=RTOL)
+    assert first["actor/maspo_gate_mean_pos"] == pytest.approx(1, abs=RTOL)
+    assert 0.1 < second["actor/ratio_min"] < 0.99 and 1.01 < second["actor/ratio_max"] < 10
+    assert second["actor/maspo_gated_frac_pos"] > 0 and second["actor/maspo_gate_mean_pos"] < 1
+
+
+def test_used_for_one_update_only_the_ratio_is_exactly_1(out):
+    for step in Run(out / "on-policy").steps:
+        assert step["actor/ratio_min"] == step["actor/ratio_max"] == 1
+
+
+def test_both_trainers_do_the_same(out):
+    names = ["loss", "grad_norm", "reward", "entropy", *(name for name in stat_names("maspo") if name is not None)]
+    for one, other in zip(Run(out / "policy").steps, Run(out / "linear").steps, strict=True):
+        assert_same(one, other, [name for name in names if name in one])
+        assert one["loss"] != 0 and one["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("loss", ["policy", "linear"])
+def test_grpo_trains_as_trls_own_loss_does(loss, out):
+    """A batch for two updates of two micro-batches each, a temperature and a KL term; the second update is clipped."""
+    theirs, ours = Run(out / "shared-trl").steps, Run(out / f"shared-{loss}").steps
+    for one, other in zip(theirs, ours, strict=True):
+        assert_same(one, other, ["loss", "grad_norm", "entropy"])
+    assert theirs[1]["clip_ratio/region_mean"] == pytest.approx(ours[1]["actor/pg_clipfrac"], abs=0.05) != 0
+    assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
+
+
+def test_what_our_loss_does_not_have_is_refused(out):
+    said = json.loads((out / "refused.json").read_text())
+    assert said.pop("images").startswith("inputs: expected tokens only, got pixel_values. Train with PolicyLossTrainer")
+    assert said.pop("scaled by policy") == "nothing"
+    assert said.pop("scaled").startswith("model: expected logits that are what the head makes")
+    assert said.pop("delta") == (
+        "GRPOConfig.delta: expected None, since PolicyLossTrainer has a loss of its own, got 3.0. "
+        "Set delta=None, or train with GRPOTrainer."
+    )
+    assert len(said) == 4
+    for name, message in said.items():
+        assert message.startswith(f"GRPOConfig.{name}: expected ")
