@@ -34,7 +34,8 @@ class PolicyLossTrainer(GRPOTrainer):
             are not used; ``beta`` weighs the KL estimate k3, as in TRL.
 
     The sum over tokens is divided as by TRL's ``loss_type="dapo"``, its default. The statistics are logged under their names
-    (``actor/ratio_mean``, ...), of the main process.
+    (``actor/ratio_mean``, ...), of the main process. ``bapo`` searches its bounds in each rank's micro-batch alone, which is not the
+    search of its paper: use one rank and one micro-batch.
 
     Raises:
         ValueError: the config asks for something that TRL's loss has and this one has not.
