@@ -7,6 +7,11 @@ namespace maspo {
 
 enum DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
+MASPO_HD int64_t size_of(DType dtype) {
+  constexpr int8_t bytes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
+  return bytes[dtype];
+}
+
 // `rows` sequences: padded, each of width `cols`, or packed end to end into `tokens` tokens, sequence b at
 // [cu_seqlens[b], cu_seqlens[b + 1]), none longer than `cols`.
 struct Batch {

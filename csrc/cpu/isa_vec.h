@@ -29,6 +29,18 @@ MASPO_VEC_OP Floats smaller_of(Floats a, Floats b) { return Floats(MASPO_ISA_OP(
 MASPO_VEC_OP Doubles larger_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(max_pd, a.r, b.r)); }
 MASPO_VEC_OP Doubles smaller_of(Doubles a, Doubles b) { return Doubles(MASPO_ISA_OP(min_pd, a.r, b.r)); }
 MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(MASPO_ISA_EXPD(v.r)); }
+MASPO_VEC_OP Floats floats_of_bytes(const uint8_t* p) {
+  __m128i bytes = {};
+  __builtin_memcpy(&bytes, p, MASPO_ISA_FLOATS);
+  return Floats(MASPO_ISA_OP(cvtepi32_ps, MASPO_ISA_OP(cvtepu8_epi32, bytes)));
+}
+inline void cast_bytes(const uint8_t* source, int64_t count, float* buffer) {
+  int64_t i = 0;
+  for (; i + MASPO_ISA_FLOATS <= count; i += MASPO_ISA_FLOATS) {
+    Lanes<Floats>::store(buffer + i, floats_of_bytes(source + i));
+  }
+  for (; i < count; ++i) buffer[i] = source[i];
+}
 MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(MASPO_ISA_OP(sqrt_ps, v.r)); }
 MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(MASPO_ISA_OP(sqrt_pd, v.r)); }
 }  // namespace

@@ -20,6 +20,12 @@ inline void gather(const T* source, int64_t stride, int64_t count, S* buffer, Co
   }
 }
 
+// Bytes, which a mask has; a vector's build brings its own for floats, since compilers do this badly (isa_vec.h).
+template <class S>
+inline void cast_bytes(const uint8_t* source, int64_t count, S* buffer) {
+  for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<S>(source[i]);
+}
+
 template <class S, class T>
 inline void gather_as(const View& v, int64_t offset, int64_t count, S* buffer) {
   gather(static_cast<const T*>(v.data) + offset, v.col_stride, count, buffer, [](T x) { return static_cast<S>(x); });
@@ -38,6 +44,7 @@ inline void load_tokens(const View& v, int64_t offset, int64_t count, S* buffer)
     case kFloat16:
       return gather(bits + offset, v.col_stride, count, buffer, [](uint16_t x) { return S(float_from_float16(x)); });
     case kUInt8:
+      if (v.col_stride == 1) return cast_bytes(static_cast<const uint8_t*>(v.data) + offset, count, buffer);
       return gather_as<S, uint8_t>(v, offset, count, buffer);
     case kInt8:
       return gather_as<S, int8_t>(v, offset, count, buffer);

@@ -52,7 +52,7 @@ inline scalar_t<V> max_over(const Words<V>& words) {
 
 template <class S>
 inline double logit_at(const LogitRows& rows, int64_t offset) {
-  S value;
+  S value = S(0);
   load_tokens(View{rows.data, 0, 1, rows.dtype}, offset, 1, &value);
   return value;
 }

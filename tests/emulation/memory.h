@@ -30,11 +30,6 @@ class Memory {
   std::unique_ptr<unsigned char[]> data_;
 };
 
-inline size_t size_of(DType dtype) {
-  constexpr size_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
-  return sizes[dtype];
-}
-
 inline void check(int error) {
   if (error != 0) throw std::runtime_error("launch failed with error " + std::to_string(error));
 }

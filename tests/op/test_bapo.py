@@ -177,7 +177,7 @@ def sums_of(batch, config):
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=str)
-@pytest.mark.parametrize("shape", [(3, 5), (4, 256), (2, 9000), (700, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (4, 512), (2, 9000), (700, 9)], ids=str)
 def test_sums_at_all_candidates(shape, dtype, rtol, device):
     batch = random_batch(*shape, dtype=dtype, device=device, spread=1.0)
     config = BapoConfig.published("paper")
@@ -191,7 +191,7 @@ def test_sums_at_all_candidates(shape, dtype, rtol, device):
 
 
 def test_sums_of_halves_add_up(device):
-    batch = random_batch(8, 300, device=device)
+    batch = random_batch(8, 600, device=device)
     config = BapoConfig()
     halves = [
         sums_of({name: value[part] for name, value in batch.items()}, config) for part in (slice(0, 3), slice(3, 8))

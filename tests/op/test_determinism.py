@@ -79,12 +79,12 @@ for batch, keywords in torch.load(sys.argv[1]):
 torch.save(results, sys.argv[2])
 """
 CALLS = [
-    (random_batch(9, 300, dtype=dtype, spread=2.0), {"gate_gradient": gate_gradient})
+    (random_batch(9, 600, dtype=dtype, spread=2.0), {"gate_gradient": gate_gradient})
     for dtype in (torch.float64, torch.float32)
     for gate_gradient in (False, True)
 ]
 CALLS += [
-    (method.full_batch(9, 300, dtype=dtype, spread=2.0), {**method.keywords, **method.takes(options)})
+    (method.full_batch(9, 600, dtype=dtype, spread=2.0), {**method.keywords, **method.takes(options)})
     for method in METHODS.values()
     for dtype in (torch.float64, torch.float32)
     for options in ({}, OPTIONS)

@@ -36,14 +36,14 @@ def assert_mixed_dtypes(batch):
 @pytest.mark.parametrize("other", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_every_mix_of_float_dtypes(dtype, other, name, device):
-    batch = random_batch(4, 300, dtype=dtype, device=device)
+    batch = random_batch(4, 600, dtype=dtype, device=device)
     assert_mixed_dtypes({**batch, name: batch[name].to(other)})
 
 
 @pytest.mark.parametrize("mask_dtype", MASK_DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 def test_every_mask_dtype(dtype, mask_dtype, device):
-    assert_mixed_dtypes(random_batch(4, 300, dtype=dtype, device=device, mask_dtype=mask_dtype))
+    assert_mixed_dtypes(random_batch(4, 600, dtype=dtype, device=device, mask_dtype=mask_dtype))
 
 
 @pytest.mark.parametrize("value", [2, 123, -1, 3])
@@ -81,7 +81,7 @@ LAYOUTS = [transposed, inside_a_larger_tensor, every_second_column, every_second
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_change_no_bit(dtype, layout, name, device):
-    batch = random_batch(5, 300, dtype=dtype, device=device)
+    batch = random_batch(5, 600, dtype=dtype, device=device)
     strided = {**batch, name: layout(batch[name])}
     assert torch.equal(strided[name], batch[name]) and strided[name].stride() != batch[name].stride()
     result = run(strided)
@@ -91,7 +91,7 @@ def test_strides_change_no_bit(dtype, layout, name, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 def test_strides_of_all_inputs_at_once(layout, device):
-    batch = random_batch(5, 300, device=device)
+    batch = random_batch(5, 600, device=device)
     assert_same_bits(run({name: layout(value) for name, value in batch.items()}), run(batch))
 
 
@@ -99,7 +99,7 @@ def test_strides_of_all_inputs_at_once(layout, device):
 @every_mode
 def test_strides_change_no_bit_of_any_method(method, dtype, device):
     """Each tensor alone, entropy and ref_log_prob too; BAPO reads them in a pass of its own."""
-    batch = method.full_batch(5, 300, dtype=dtype, device=device)
+    batch = method.full_batch(5, 600, dtype=dtype, device=device)
     expected = run(batch, **method.keywords, **method.takes(OPTIONS))
     for name in ALL_TENSORS:
         for layout in LAYOUTS:
@@ -110,7 +110,7 @@ def test_strides_change_no_bit_of_any_method(method, dtype, device):
 
 @every_mode
 def test_mixed_dtypes_of_every_method(method, device):
-    batch = method.full_batch(5, 300, dtype=torch.bfloat16, device=device)
+    batch = method.full_batch(5, 600, dtype=torch.bfloat16, device=device)
     mixed = dict(
         zip(
             ALL_TENSORS[1:],
@@ -125,10 +125,10 @@ def test_mixed_dtypes_of_every_method(method, device):
 @pytest.mark.parametrize("shape", [(5, 1), (5,)], ids=str)
 @every_mode
 def test_one_value_per_row_with_every_method(method, shape, device):
-    batch = method.full_batch(5, 300, device=device)
+    batch = method.full_batch(5, 600, device=device)
     first = {name: batch[name][:, :1] for name in ("advantages", "rollout_is_weights")}
     keywords = {**method.keywords, **method.takes(OPTIONS)}
-    expected = run({**batch, **{name: value.repeat(1, 300) for name, value in first.items()}}, **keywords)
+    expected = run({**batch, **{name: value.repeat(1, 600) for name, value in first.items()}}, **keywords)
     assert_same_bits(
         run({**batch, **{name: value.reshape(shape) for name, value in first.items()}}, **keywords), expected
     )
@@ -149,9 +149,9 @@ def test_empty_shapes_of_every_method(method, shape, device):
 )
 @pytest.mark.parametrize("name", TENSORS)
 def test_expanded_inputs(name, index, device):
-    batch = random_batch(5, 300, dtype=torch.float32, device=device)
+    batch = random_batch(5, 600, dtype=torch.float32, device=device)
     batch["response_mask"] = ~batch["response_mask"]  # row 0 is full
-    batch[name] = batch[name][index].expand(5, 300)
+    batch[name] = batch[name][index].expand(5, 600)
     assert 0 in batch[name].stride()
     assert_same_bits(run(batch), run({**batch, name: batch[name].contiguous()}))
 
@@ -173,9 +173,9 @@ def test_square_batch_takes_a_vector_per_row_not_per_column(device):
     assert_same_bits(run(batch), run({**batch, "advantages": batch["advantages"].unsqueeze(1).repeat(1, 4)}))
 
 
-# Around the sizes at which the engines cut: 256 tokens staged at a time, 4096 tokens of a row in one piece.
-SIZES = [(2, width) for width in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 255, 256, 257, 511, 4095, 4096, 4097, 8193)]
-SIZES += [(1, 1), (1, 8193), (4097, 3), (10001, 1), (17, 256), (33, 257), (3, 20000)]
+# Around the sizes at which the engines cut: 512 tokens staged at a time, 4096 tokens of a row in one piece.
+SIZES = [(2, width) for width in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 255, 256, 511, 512, 513, 4095, 4096, 4097, 8193)]
+SIZES += [(1, 1), (1, 8193), (4097, 3), (10001, 1), (17, 512), (33, 513), (3, 20000)]
 
 
 @pytest.mark.parametrize("rows, cols", SIZES)

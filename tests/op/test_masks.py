@@ -50,9 +50,9 @@ GARBAGE = {
 @pytest.mark.parametrize("garbage", GARBAGE)
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
 def test_masked_garbage_changes_no_bit(loss_agg_mode, garbage, names, device):
-    # 300 columns: full runs of 256 tokens are read in place, the rest through a buffer.
+    # 600 columns: full runs of 512 tokens are read in place, the rest through a buffer.
     for dtype, gate_gradient in ((torch.float32, False), (torch.float64, True), (torch.bfloat16, False)):
-        batch = random_batch(4, 300, dtype=dtype, device=device)
+        batch = random_batch(4, 600, dtype=dtype, device=device)
         masked = batch["response_mask"] == 0
         dirty = {**batch, **{name: torch.where(masked, GARBAGE[garbage](batch[name]), batch[name]) for name in names}}
         keywords = {"loss_agg_mode": loss_agg_mode, "gate_gradient": gate_gradient}
@@ -70,7 +70,7 @@ def dirtied(batch, garbage, names):
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
 @every_method
 def test_masked_garbage_changes_no_bit_of_any_method(method, loss_agg_mode, dtype, device):
-    batch = method.full_batch(4, 300, dtype=dtype, device=device)
+    batch = method.full_batch(4, 600, dtype=dtype, device=device)
     keywords = {**method.keywords, **method.takes(OPTIONS), "loss_agg_mode": loss_agg_mode}
     clean = run(batch, **keywords)
     assert clean.loss.isfinite() and clean.grad.any() and clean.stats.isfinite().all()
@@ -155,7 +155,7 @@ def test_empty_rows_are_left_out(loss_agg_mode, device):
 
 
 # dtype and width choose between reading in place and through a buffer.
-@pytest.mark.parametrize("dtype, cols", [(torch.float32, 256), (torch.float64, 5), (torch.float16, 5)], ids=str)
+@pytest.mark.parametrize("dtype, cols", [(torch.float32, 512), (torch.float64, 5), (torch.float16, 5)], ids=str)
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
 @pytest.mark.parametrize("gate_gradient", [False, True])

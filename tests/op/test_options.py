@@ -55,8 +55,8 @@ def assert_like_the_reference(batch, **keywords):
 @every_mode
 def test_one_option_like_the_reference(method, dtype, option, device):
     tensors, keywords = ALONE[option]
-    batch = method.batch(7, 300, dtype=dtype, device=device, spread=1.5)
-    full = method.full_batch(7, 300, dtype=dtype, device=device, spread=1.5)
+    batch = method.batch(7, 600, dtype=dtype, device=device, spread=1.5)
+    full = method.full_batch(7, 600, dtype=dtype, device=device, spread=1.5)
     batch |= {name: full[name] for name in tensors}
     assert_like_the_reference(batch, **method.keywords, **method.takes(keywords))
 
@@ -66,7 +66,7 @@ def test_one_option_like_the_reference(method, dtype, option, device):
 @pytest.mark.parametrize("dtype", RTOL, ids=str)
 @every_method
 def test_all_options_like_the_reference(method, dtype, counts, loss_agg_mode, device):
-    batch = method.full_batch(7, 300, dtype=dtype, device=device, spread=1.5)
+    batch = method.full_batch(7, 600, dtype=dtype, device=device, spread=1.5)
     counts = method.global_counts if counts == "global" else {}
     assert_like_the_reference(batch, **method.keywords, **method.takes(OPTIONS), **counts, loss_agg_mode=loss_agg_mode)
 
@@ -101,7 +101,7 @@ def test_beyond_the_dual_clip_the_loss_is_that_at_the_bound(method, dtype, devic
 
 @every_mode
 def test_the_dual_clip_changes_only_negative_advantages_beyond_it(method, device):
-    batch = method.batch(7, 300, device=device, spread=1.5)
+    batch = method.batch(7, 600, device=device, spread=1.5)
     plain, dual = (run(batch, **method.keywords, dual_clip=dual_clip) for dual_clip in (False, True))
     ratio = (batch["log_prob"] - batch["old_log_prob"]).exp()
     beyond = (batch["advantages"] < 0) & (ratio > method.config.clip_ratio_c) & batch["response_mask"]
@@ -121,7 +121,7 @@ def test_the_dual_clip_changes_only_negative_advantages_beyond_it(method, device
 @pytest.mark.parametrize("dtype", RTOL, ids=str)
 @every_mode
 def test_entropy_is_the_method_on_shaped_advantages(method, dtype, alpha, kappa, device):
-    batch = method.batch(7, 300, dtype=dtype, device=device, entropy=True)
+    batch = method.batch(7, 600, dtype=dtype, device=device, entropy=True)
     batch["entropy"] -= 0.1  # some below 0, as rounding gives
     keywords = {"entropy_alpha": alpha, "entropy_kappa": kappa}
     plain = method.mode
@@ -167,7 +167,7 @@ def verl_kl(log_prob, ref_log_prob, kl_type):
 @pytest.mark.parametrize("kl_type", ALL_KL_TYPES)
 @every_mode
 def test_kl_term_is_verls_without_the_rollout_weights(method, kl_type, threshold, device):
-    batch = method.batch(7, 300, device=device, ref_log_prob=True)
+    batch = method.batch(7, 600, device=device, ref_log_prob=True)
     batch["ref_log_prob"][:, ::5] += 30 * batch["ref_log_prob"][:, ::5].sin()  # both clamps of k3 are reached
     keywords = {"ratio_mode": method.mode, "loss_agg_mode": "seq-mean-token-mean", "rollout_is_threshold": threshold}
 

@@ -19,14 +19,14 @@ from .cases import (
     run,
 )
 
-# Lengths of sequences, around the sizes at which the engines cut: 256 tokens at a time, 4096 tokens in one piece.
+# Lengths of sequences, around the sizes at which the engines cut: 512 tokens at a time, 4096 tokens in one piece.
 LENGTHS = {
     "a few": [5, 0, 17, 1, 9],
     "one": [40],
     "one token": [1],
     "empty ones only": [0, 0, 0],
     "empty ones around": [0, 3, 0, 0, 7, 0],
-    "around a run": [255, 256, 257, 0, 511, 1],
+    "around a run": [511, 512, 513, 0, 1023, 1],
     "around a piece": [4096, 4095, 0, 4097, 1, 8193],
     "many": [(7 * i) % 13 for i in range(400)],
     "of one length": [32] * 6,
