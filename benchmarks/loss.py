@@ -94,7 +94,7 @@ def run(device: str) -> list[dict]:
     for case in todo:
         bar.step(f"{case.rows}x{case.cols} {case.mode}")
         batch = make_batch(case, device)
-        floor = case.floor_bytes() / bandwidth
+        floor = case.floor_bytes(device) / bandwidth
         torch._dynamo.reset()  # one shape and dtype at a time: none runs into the limit of recompilations
         compiled = torch.compile(EAGER["maspo"])
         measured = measure(candidates_of(case, batch, libraries, compiled), clock, SECONDS[device])
@@ -111,7 +111,7 @@ def run(device: str) -> list[dict]:
         print(said(case, measured, floor), flush=True)
     nothing = {"peer_over_ours": "", "quartile_1": "", "quartile_3": ""}
     for threads, case, seconds in scaling(device, clock, bar.step):
-        figures = {"seconds": f"{seconds:.3e}", **nothing, "floor_seconds": f"{case.floor_bytes() / bandwidth:.3e}"}
+        figures = {"seconds": f"{seconds:.3e}", **nothing, "floor_seconds": f"{case.floor_bytes(device) / bandwidth:.3e}"}
         rows_of_csv.append({**run_of, "threads": threads, **case.columns(), "peer": "scaling", **figures})
         bar.close()
         print(f"{case.rows * case.cols:9} tokens, {threads} threads: {seconds * 1e6:10.1f} us", flush=True)

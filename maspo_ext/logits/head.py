@@ -20,6 +20,8 @@ DEFAULT_BUDGET = {"cpu": 61 * 2**20, "cuda": 512 * 2**20}
 # Words of a product on a CPU. MKL is faster on blocks of about this size than on a whole vocabulary at once, and on numbers of
 # tokens that fill its registers.
 CPU_WORDS = 2048
+# The products of the gradients want larger ones, and need no memory for them unless the weight has to be cast.
+GRADIENT_WORDS = 8 * CPU_WORDS
 LONG_ROW = 16 * CPU_WORDS
 EVEN_TOKENS = 8
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
@@ -85,9 +87,9 @@ class Head:
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
 
-    def columns(self, of_words: Tensor, words: slice) -> Iterator[tuple[slice, Tensor]]:
+    def columns(self, of_words: Tensor, words: slice, most: int = CPU_WORDS) -> Iterator[tuple[slice, Tensor]]:
         """The parts of ``words`` that are multiplied at once, each with its columns of ``of_words`` ``[n, words]``."""
-        step = words.stop - words.start if self.on_gpu else CPU_WORDS
+        step = words.stop - words.start if self.on_gpu else most
         for start in range(words.start, words.stop, step):
             stop = min(start + step, words.stop)
             yield slice(start, stop), of_words[:, start - words.start : stop - words.start]
@@ -111,7 +113,8 @@ class Head:
 
     def gradients(self, dlogits: Tensor, hidden: Tensor, words: slice, grads: Gradients, first: bool) -> None:
         """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give, those of weight and bias set if ``first``."""
-        for block, columns in self.columns(dlogits, words):
+        most = GRADIENT_WORDS if self.operand_dtype == self.weight.dtype else CPU_WORDS
+        for block, columns in self.columns(dlogits, words, most):
             if grads.hidden is not None:
                 add_product(columns, self.operand(self.weight[block]), grads.hidden)
             if grads.weight is not None:
