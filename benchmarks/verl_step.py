@@ -190,6 +190,7 @@ def plot(rows: list[dict], path: Path) -> None:
     bars = steps.barh(names, [row["step_seconds"] for row in rows], color=colors)
     steps.bar_label(bars, fmt="%.2f", padding=3)
     steps.set(title="training step, s")
+    steps.margins(x=0.15)
     stages.invert_yaxis()
     figure.suptitle(title(rows[0]), fontsize=10)
     figure.tight_layout()
