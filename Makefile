@@ -49,9 +49,9 @@ wheel: $(VENV)/installed ## build dist/maspo_ext-*.whl: one wheel for Python 3.1
 	$(VENV)/bin/python $(PIP) wheel . --no-deps --wheel-dir dist $(CONSTRAINT)
 
 .PHONY: test-wheel
-test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another torch (gigabytes where the index serves CUDA builds) and run the op's tests
+test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another torch (gigabytes where the index serves CUDA builds) and run the ops' tests
 	$(WHEEL_VENV)/bin/python $(PIP) install --quiet --no-deps --force-reinstall dist/maspo_ext-*.whl
-	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op
+	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op tests/logits
 
 .PHONY: bench
 bench: $(VENV)/built ## time of the loss beside its peers on this CPU, into benchmarks/results

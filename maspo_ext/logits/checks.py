@@ -25,17 +25,22 @@ def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, o
         )
 
 
-def check_target_range(target: torch.Tensor, words: int, ignore_index: int, otherwise: str) -> None:
-    """On a CPU, where a look costs no wait, the words themselves; ``otherwise``: what else a target may be."""
+# The target of a masked token: no word, and nothing that a user would pass.
+MASKED = -(2**62)
+
+
+def check_target_range(target: torch.Tensor, words: int, ignore_index: int) -> None:
+    """On a CPU, where a look costs no wait, the words themselves."""
     if target.is_cuda:
         return
     invalid = ((target < 0) | (target >= words)) & (target != ignore_index)
     if invalid.any():
+        otherwise = "at every unmasked token" if ignore_index == MASKED else f"or ignore_index = {ignore_index}"
         position = invalid.nonzero()[0].tolist()
         raise RuntimeError(
             message(
                 "target",
-                f"0 to {words - 1} (the vocabulary has {words} words){otherwise}",
+                f"0 to {words - 1} (the vocabulary has {words} words) {otherwise}",
                 f"{target[tuple(position)]} at {position}",
                 "Check the tokenizer against the model, or mask padding.",
             )

@@ -121,7 +121,7 @@ def _forward(
 ):  # fmt: skip
     """By chunks of tokens, the same as those of ``linear_loss``: so log-probabilities of both have the same bits."""
     head = flat(hidden, weight, bias, memory_budget)
-    checks.check_target_range(target, all_words or head.words, ignore_index, f" or ignore_index = {ignore_index}")
+    checks.check_target_range(target, all_words or head.words, ignore_index)
     results = empty_results(weight, target.shape)
     of_rows = [result.view(-1, *result.shape[target.dim() :]) for result in results]
     targets, chunks, words = target.flatten(), head.token_chunks(), slice(0, head.words)

@@ -14,6 +14,7 @@ from maspo_ext.config import config_for
 from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_second
 from maspo_ext.functional import loss_options, policy_loss
 from maspo_ext.logits import checks
+from maspo_ext.logits.checks import MASKED
 from maspo_ext.logits.head import Gradients
 from maspo_ext.logits.linear_logprob import (
     asks_for_gradient,
@@ -30,9 +31,6 @@ from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_na
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_loss"
-# The target of a masked token: no word, and nothing that a user would pass.
-_MASKED = -(2**62)
-_AT_TOKENS = " at every unmasked token"
 # A token's part of the loss depends on no other token, but for the row's scale: so a chunk is taken for one sequence.
 _OF_ONE_CHUNK = {
     "loss_agg_mode": "token-sum",
@@ -113,9 +111,8 @@ def linear_loss(
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
         check_tensors(hidden[..., 0], *policy, **packed, of="target")
         target = _masked(target, response_mask)
-        checks.check_target_range(target, weight.shape[0], _MASKED, _AT_TOKENS)
         log_prob, entropy = linear_logprob(
-            hidden, weight, target, temperature, bias, ignore_index=_MASKED, memory_budget=memory_budget
+            hidden, weight, target, temperature, bias, ignore_index=MASKED, memory_budget=memory_budget
         )
         loss, stats = policy_loss(
             log_prob, *policy, ratio_mode=ratio_mode, config=method, entropy=entropy.detach() if shaped else None, **options
@@ -139,7 +136,7 @@ def linear_loss(
 
 
 def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
-    return torch.where(response_mask != 0, as_target(target), _MASKED)
+    return torch.where(response_mask != 0, as_target(target), MASKED)
 
 
 def _refuse_entropy(options: dict[str, Any]) -> None:
@@ -239,7 +236,7 @@ def _forward(
 ):  # fmt: skip
     """By chunks of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
-    checks.check_target_range(target, head.words, _MASKED, _AT_TOKENS)
+    checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)
     keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
     whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
@@ -273,10 +270,10 @@ def _forward(
             return None if value is None else value[tokens].unsqueeze(0)
 
         logits = buffer[: tokens.stop - tokens.start]
-        operand = finite_operand(head, head.hidden[tokens], targets[tokens] == _MASKED)
+        operand = finite_operand(head, head.hidden[tokens], targets[tokens] == MASKED)
         head.logits(logits, operand, words)
         rows = (logits, targets[tokens])
-        flat_log_prob[tokens], of_entropy, state = torch.ops.maspo.logprob_forward(*rows, temperature, _MASKED)
+        flat_log_prob[tokens], of_entropy, state = torch.ops.maspo.logprob_forward(*rows, temperature, MASKED)
         flat_entropy[tokens] = of_entropy
         if not (need_hidden or need_weight or need_bias):
             continue
@@ -290,7 +287,7 @@ def _forward(
         dlog_prob = of_loss[2].squeeze(0)
         dlogits = head.new_dlogits(logits)
         torch.ops.maspo.logprob_backward_out(
-            dlog_prob * token_scale[tokens], None, *rows, of_entropy, state, temperature, _MASKED, grad=dlogits
+            dlog_prob * token_scale[tokens], None, *rows, of_entropy, state, temperature, MASKED, grad=dlogits
         )
         of_hidden = None if grad_hidden is None else grad_hidden[tokens]
         head.gradients(dlogits, operand, words, Gradients(of_hidden, grad_weight, grad_bias), first=tokens.start == 0)
