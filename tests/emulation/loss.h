@@ -2,9 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/engine.h"
 #include "cuda/engine.h"
+#include "cuda_runtime.h"
 #include "memory.h"
 
 namespace emulation {
@@ -13,6 +15,8 @@ struct Result {
   std::vector<double> loss, stats, row_scale, grad;  // loss and stats: one and kNumStats numbers
   std::vector<double> dlogp;                         // without the scale of the rows
   std::vector<unsigned char> grad_bytes;
+  int launches = 0;  // of forward and backward
+  bool same_in_place = true;
 };
 
 // `params` has the inputs; grad gets the dtype of log_prob.
@@ -35,9 +39,17 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   Result result;
   if (on_cuda) {
     check(forward_cuda(params, {0, nullptr}));
-    check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), grad.as<void>(), params.log_prob.dtype, b,
-                        {0, nullptr}));
+    const auto backward = [&](void* into) {
+      check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), into, params.log_prob.dtype, b,
+                          {0, nullptr}));
+    };
+    backward(grad.as<void>());
+    result.launches = cuda_on_host::count_launches();
     result.dlogp = numbers<S>(dlogp);
+    if (params.log_prob.dtype == (is_double ? kFloat64 : kFloat32)) {
+      backward(params.dlogp);  // in place, as where nobody keeps the graph
+      result.same_in_place = std::memcmp(dlogp.as<void>(), grad.as<void>(), grad.bytes()) == 0;
+    }
   } else {
     const auto for_units = [&](ForwardUnit pass) {
       for (int64_t unit = 0; unit < params.tiling.units; ++unit) pass(params, unit);
