@@ -16,6 +16,8 @@ const CpuKernels* cpu_kernels(const char* requested) {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     available[count++] = &kAvx2Kernels;
   }
+#elif defined(__aarch64__)
+  available[count++] = &kNeonKernels;
 #endif
   available[count++] = &kPlainKernels;
   if (requested == nullptr) return available[0];

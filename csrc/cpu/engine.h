@@ -44,9 +44,11 @@ extern const CpuKernels kPlainKernels;
 #if defined(__x86_64__)
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const CpuKernels kNeonKernels;
 #endif
 
-// The kernels for the instruction set of this machine, or those that `requested` names ("plain", "avx2", "avx512").
+// The kernels for the instruction set of this machine, or those that `requested` names ("plain", "avx2", "avx512", "neon").
 // Null: this machine or build has none of that name.
 const CpuKernels* cpu_kernels(const char* requested);
 

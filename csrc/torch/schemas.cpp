@@ -18,7 +18,7 @@
 //   maspo::logprob_backward_out  the same into `grad`, which may be the memory of logits.
 //   maspo::linear_logprob, linear_loss  the same and the loss from hidden states and the weight of the head, in chunks. Their
 //                         kernels, and those of their _forward and _backward, are Python: maspo_ext/logits/.
-//   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2" or "avx512".
+//   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2", "avx512" or "neon".
 #include <torch/csrc/stable/library.h>
 
 #define MASPO_POLICY "Tensor old_log_prob, Tensor advantages, Tensor response_mask"

@@ -113,11 +113,11 @@ def test_instruction_sets_agree(isa, tmp_path):
         assert_close(here._replace(loss=result[0], grad=result[1], stats=result[2]), here, rtol)
 
 
-@pytest.mark.parametrize("isa", ["sse9", "AVX2", "", *({"avx2", "avx512"} - set(ISAS))])
+@pytest.mark.parametrize("isa", ["sse9", "AVX2", "", *({"avx2", "avx512", "neon"} - set(ISAS))])
 def test_unknown_or_missing_instruction_set_is_an_error(isa, tmp_path):
     completed = run_with_isa(isa, tmp_path)
     assert completed.returncode != 0
     assert (
-        f"MASPO_CPU_ISA: expected plain, avx2 or avx512 (one that this machine has), got '{isa}'. Unset it"
+        f"MASPO_CPU_ISA: expected plain, avx2, avx512 or neon (one that this machine has), got '{isa}'. Unset it"
         in completed.stderr
     )
