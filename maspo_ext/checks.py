@@ -136,18 +136,6 @@ def check_tensor(
         )
 
 
-def _check_shape(name: str, value: torch.Tensor, allowed: dict[str, tuple[int, ...]], sizes: str) -> None:
-    if tuple(value.shape) not in allowed.values():
-        raise ValueError(
-            message(
-                name,
-                f"shape {' or '.join(allowed)} with {sizes}",
-                list(value.shape),
-                "All tensors cover the same response tokens: slice or expand it to match.",
-            )
-        )
-
-
 def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> None:
     """Type, dtype, device and shape of ``cu_seqlens``; its values are checked by the op on a CPU."""
     check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
@@ -169,6 +157,7 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
 
 
 _REQUIRED = frozenset(("old_log_prob", "advantages", "response_mask"))
+_PER_SEQUENCE = frozenset(("advantages", "rollout_is_weights"))
 
 
 def check_tensors(
@@ -214,29 +203,44 @@ def check_tensors(
                 "Flatten it, or drop cu_seqlens.",
             )
         )
-    shape, device = tuple(log_prob.shape), log_prob.device
+    shape, device = log_prob.shape, log_prob.device
+    for name, value, dtypes in (
+        ("old_log_prob", old_log_prob, FLOAT_DTYPES),
+        ("advantages", advantages, FLOAT_DTYPES),
+        ("response_mask", response_mask, _MASK_DTYPES),
+        ("rollout_is_weights", rollout_is_weights, FLOAT_DTYPES),
+        ("entropy", entropy, FLOAT_DTYPES),
+        ("ref_log_prob", ref_log_prob, FLOAT_DTYPES),
+    ):
+        if value is not None or name in _REQUIRED:
+            check_tensor(name, value, dtypes, device, of)
+            if value.shape != shape:
+                _check_other_shape(name, value, tuple(shape), cu_seqlens, of)
+
+
+def _check_other_shape(
+    name: str, value: torch.Tensor, shape: tuple[int, ...], cu_seqlens: torch.Tensor | None, of: str
+) -> None:
+    """A shape that is not that of the tokens: some tensors may have one value per sequence."""
     if cu_seqlens is None:
         sizes = f"[B, T] = {list(shape)} (that of {of})"
-        full = {"[B, T]": shape}
-        per_row = full | {"[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
+        allowed = {"[B, T]": shape, "[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
     else:
         # Not [B]: where every sequence had one token it would be the shape of [total_tokens] too.
         rows = cu_seqlens.shape[0] - 1
         sizes = f"[total_tokens] = {list(shape)} (that of {of}) and B = {rows} (from cu_seqlens)"
-        full = {"[total_tokens]": shape}
-        per_row = full | {"[B, 1]": (rows, 1)}
-    for name, value, dtypes, allowed in (
-        ("old_log_prob", old_log_prob, FLOAT_DTYPES, full),
-        ("advantages", advantages, FLOAT_DTYPES, per_row),
-        ("response_mask", response_mask, _MASK_DTYPES, full),
-        ("rollout_is_weights", rollout_is_weights, FLOAT_DTYPES, per_row),
-        ("entropy", entropy, FLOAT_DTYPES, full),
-        ("ref_log_prob", ref_log_prob, FLOAT_DTYPES, full),
-    ):
-        if value is not None or name in _REQUIRED:
-            check_tensor(name, value, dtypes, device, of)
-            if value.shape != log_prob.shape:
-                _check_shape(name, value, allowed, sizes)
+        allowed = {"[total_tokens]": shape, "[B, 1]": (rows, 1)}
+    if name not in _PER_SEQUENCE:
+        allowed = dict(list(allowed.items())[:1])
+    if tuple(value.shape) not in allowed.values():
+        raise ValueError(
+            message(
+                name,
+                f"shape {' or '.join(allowed)} with {sizes}",
+                list(value.shape),
+                "All tensors cover the same response tokens: slice or expand it to match.",
+            )
+        )
 
 
 def check_options(
