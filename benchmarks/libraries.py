@@ -24,13 +24,21 @@ Functions = dict[str, Callable]
 
 def library_functions() -> dict[str, Functions]:
     """By library and ratio_mode; a library that cannot be imported is left out, and a line says why and what to do."""
-    functions = {}
+    functions, missing = load_libraries()
+    for name, why in missing.items():
+        print(f"left out: {name}: {why}")
+    return functions
+
+
+def load_libraries() -> tuple[dict[str, Functions], dict[str, str]]:
+    """By library its functions; and by library that cannot be imported why, and what to do."""
+    functions, missing = {}, {}
     for name, load in LIBRARIES.items():
         try:
             functions[name] = load()
         except ImportError as error:
-            print(f"left out: {name}: {error}. {REMEDIES.get(name, '')}".rstrip())
-    return functions
+            missing[name] = f"{error}. {REMEDIES.get(name, '')}".rstrip()
+    return functions, missing
 
 
 def _verl() -> Functions:

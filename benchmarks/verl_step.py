@@ -153,13 +153,13 @@ def run() -> list[dict]:
     # The stages one after the other, many times over: what disturbs one disturbs all.
     replays = {name: stage.replay for name, stage in stages.items()}
     rounds = timed_rounds(replays, clock, seconds=0, least=REPLAYS, most=REPLAYS)
+    of_stage = {name: median_seconds(rounds, name) for name in RUNS}
     torch.distributed.destroy_process_group()
     return [
         about
-        | {"run": name, "step_seconds": seconds[name], "loss_stage_seconds": of_stage, **stages[name].figures()}
-        | {"share_of_step": of_stage * (ROWS // MICRO_BATCH) / seconds[name]}
+        | {"run": name, "step_seconds": seconds[name], "loss_stage_seconds": of_stage[name], **stages[name].figures()}
+        | {"share_of_step": of_stage[name] * (ROWS // MICRO_BATCH) / seconds[name]}
         for name in RUNS
-        if (of_stage := median_seconds(rounds, name))
     ]
 
 

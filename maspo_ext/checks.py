@@ -224,14 +224,14 @@ def _check_other_shape(
     """A shape that is not that of the tokens: some tensors may have one value per sequence."""
     if cu_seqlens is None:
         sizes = f"[B, T] = {list(shape)} (that of {of})"
-        allowed = {"[B, T]": shape, "[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
+        allowed, per_sequence = {"[B, T]": shape}, {"[B, 1]": (shape[0], 1), "[B]": (shape[0],)}
     else:
         # Not [B]: where every sequence had one token it would be the shape of [total_tokens] too.
         rows = cu_seqlens.shape[0] - 1
         sizes = f"[total_tokens] = {list(shape)} (that of {of}) and B = {rows} (from cu_seqlens)"
-        allowed = {"[total_tokens]": shape, "[B, 1]": (rows, 1)}
-    if name not in _PER_SEQUENCE:
-        allowed = dict(list(allowed.items())[:1])
+        allowed, per_sequence = {"[total_tokens]": shape}, {"[B, 1]": (rows, 1)}
+    if name in _PER_SEQUENCE:
+        allowed |= per_sequence
     if tuple(value.shape) not in allowed.values():
         raise ValueError(
             message(

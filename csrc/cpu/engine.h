@@ -19,7 +19,7 @@ inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
   return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
 }
 
-// A pass over one unit. Units are independent of each other. The forward pass comes after a count and scale_rows_cpu.
+// A pass over one unit. Units are independent of each other.
 using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 using BapoUnit = void (*)(const BapoParams&, int64_t unit);
 // One row of logits; rows are independent of each other.
@@ -57,6 +57,16 @@ void scale_rows_cpu(const LossParams& p);
 // After the forward pass of all units: loss and statistics, added up in a fixed order.
 void finish_forward_cpu(const LossParams& p, bool is_double);
 void finish_bapo_cpu(const BapoParams& p);
+
+// All of that, in its order: for_units(pass) is to run a pass over every unit.
+template <class ForUnits>
+void forward_cpu(const CpuKernels& kernels, const LossParams& p, ForUnits for_units) {
+  const bool is_double = p.log_prob.dtype == kFloat64;
+  for_units(is_double ? kernels.count_double : kernels.count_float);
+  scale_rows_cpu(p);
+  for_units((is_double ? kernels.forward_double : kernels.forward_float)[p.method]);
+  finish_forward_cpu(p, is_double);
+}
 
 // grad = dlogp * grad_loss for the tokens [first, last); grad has dtype `dtype` and may be dlogp, both are contiguous.
 void backward_cpu(const void* dlogp, double grad_loss, void* grad, DType dtype, int64_t first, int64_t last);

@@ -1,6 +1,4 @@
 // From the sums of the pieces to loss, statistics and row scales; and the backward multiply.
-#include <type_traits>
-
 #include "core/half.h"
 #include "cpu/engine.h"
 
@@ -8,7 +6,8 @@ namespace maspo {
 namespace {
 
 template <class T, class S, class Convert>
-void scale_tokens(const S* dlogp, S scale, T* grad, int64_t first, int64_t last, Convert convert) {
+void scale_tokens(const S* dlogp, double grad_loss, T* grad, int64_t first, int64_t last, Convert convert) {
+  const S scale = static_cast<S>(grad_loss);
   for (int64_t i = first; i < last; ++i) grad[i] = convert(dlogp[i] * scale);
 }
 
@@ -57,8 +56,7 @@ void finish_bapo_cpu(const BapoParams& p) {
 
 void backward_cpu(const void* dlogp, double grad_loss, void* grad, DType dtype, int64_t first, int64_t last) {
   const auto scale_as = [&](const auto* source, auto* target, auto convert) {
-    using S = std::decay_t<decltype(*source)>;
-    scale_tokens(source, static_cast<S>(grad_loss), target, first, last, convert);
+    scale_tokens(source, grad_loss, target, first, last, convert);
   };
   const auto* floats = static_cast<const float*>(dlogp);
   auto* bits = static_cast<uint16_t*>(grad);

@@ -12,8 +12,8 @@ const CpuKernels& chosen_cpu_kernels() {
     // An override for tests, and for reports of results that differ between machines.
     const char* requested = std::getenv("MASPO_CPU_ISA");
     const CpuKernels* kernels = cpu_kernels(requested);
-    STD_TORCH_CHECK(kernels != nullptr, "maspo_ext: MASPO_CPU_ISA: expected plain, avx2, avx512 or neon (one that this machine",
-                    " has), got '", requested ? requested : "", "'. Unset it to let the machine decide.");
+    STD_TORCH_CHECK(kernels != nullptr, "maspo_ext: MASPO_CPU_ISA: expected plain, avx2, avx512 or neon (one that this ",
+                    "machine has), got '", requested ? requested : "", "'. Unset it to let the machine decide.");
     return kernels;
   }();
   return *chosen;

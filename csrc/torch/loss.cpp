@@ -50,24 +50,18 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   return out;
 }
 
-void forward_cpu(LossParams& params) {
+void forward_on_cpu(LossParams& params) {
   params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
   // Not tensors: the way through torch to an allocation takes as long as a small batch.
   const std::unique_ptr<RowSums[]> pieces(new RowSums[piece_count(params.batch, params.tiling)]);
   const std::unique_ptr<StatSums<double>[]> units(new StatSums<double>[params.tiling.units]);
   params.pieces = pieces.get();
   params.units = units.get();
-  const bool is_double = params.log_prob.dtype == kFloat64;
-  const CpuKernels& kernels = chosen_cpu_kernels();
-  const auto for_units = [&](ForwardUnit pass) {
+  forward_cpu(chosen_cpu_kernels(), params, [&](ForwardUnit pass) {
     torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
       for (int64_t unit = first; unit < last; ++unit) pass(params, unit);
     });
-  };
-  for_units(is_double ? kernels.count_double : kernels.count_float);
-  scale_rows_cpu(params);
-  for_units((is_double ? kernels.forward_double : kernels.forward_float)[params.method]);
-  finish_forward_cpu(params, is_double);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
@@ -138,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   }
 #endif
   Outputs out = allocate(log_prob, need_grad, params);
-  forward_cpu(params);
+  forward_on_cpu(params);
   return {out.loss, out.stats, out.dlogp, out.row_scale};
 }
 
@@ -160,7 +154,8 @@ void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::op
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());
-    check_cuda(backward_cuda(dlogp.const_data_ptr(), static_cast<const double*>(row_scale.const_data_ptr()), grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
+    const auto* scales = static_cast<const double*>(row_scale.const_data_ptr());
+    check_cuda(backward_cuda(dlogp.const_data_ptr(), scales, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
                              batch, current_cuda_place(dlogp)),
                "loss_backward");
     return;

@@ -29,11 +29,16 @@ def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, o
 MASKED = -(2**62)
 
 
+def is_outside(target: torch.Tensor, words: int) -> torch.Tensor:
+    """Where the target is no word of the vocabulary."""
+    return (target < 0) | (target >= words)
+
+
 def check_target_range(target: torch.Tensor, words: int, ignore_index: int) -> None:
     """On a CPU, where a look costs no wait, the words themselves."""
     if target.is_cuda:
         return
-    invalid = ((target < 0) | (target >= words)) & (target != ignore_index)
+    invalid = is_outside(target, words) & (target != ignore_index)
     if invalid.any():
         otherwise = "at every unmasked token" if ignore_index == MASKED else f"or ignore_index = {ignore_index}"
         position = invalid.nonzero()[0].tolist()

@@ -153,7 +153,7 @@ def _with_invalid_targets(
     """With the count of targets out of range, where the op did not look at them: on a GPU it does not wait for them."""
     if not weight.is_cuda:
         return stats
-    invalid = ((target < 0) | (target >= weight.shape[0])) & (response_mask != 0)
+    invalid = checks.is_outside(target, weight.shape[0]) & (response_mask != 0)
     count = invalid.sum(dtype=stats.tensor.dtype)
     return PolicyLossStats(torch.cat([stats.tensor, count.reshape(1)]), (*stats.names, INVALID_TARGETS))
 

@@ -23,16 +23,11 @@ MODES = {"verl": ["ppo", "sapo"], "Liger": ["ppo", "clip_higher", "sapo"], "TRL"
 @pytest.fixture(scope="module")
 def functions():
     """Of a library, or why it is not there."""
-    loaded = {}
-    for name, load in libraries.LIBRARIES.items():
-        try:
-            loaded[name] = load()
-        except ImportError as error:
-            loaded[name] = f"{name}: {error}. {libraries.REMEDIES.get(name, '')}"
+    loaded, missing = libraries.load_libraries()
 
     def of(library: str):
-        if isinstance(loaded[library], str):
-            pytest.skip(loaded[library])
+        if library in missing:
+            pytest.skip(f"{library}: {missing[library]}")
         return loaded[library]
 
     return of

@@ -1,10 +1,11 @@
 // The kernels of this processor's instruction set against the plain ones, on random batches and rows: exits with 1 and a line
 // at the first difference, else says what was compared. For processors that are not at hand, under an emulator.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "cpu/engine.h"
@@ -53,14 +54,9 @@ Loss<S> run(const CpuKernels& kernels, LossParams p) {
   std::vector<double> row_scale(p.batch.rows);
   p.dlogp = result.dlogp.data(), p.loss = result.loss.data(), p.stats = result.stats.data();
   p.pieces = pieces.data(), p.units = units.get(), p.row_scale = row_scale.data();
-  constexpr bool is_double = sizeof(S) == 8;
-  const auto for_units = [&](ForwardUnit pass) {
+  forward_cpu(kernels, p, [&](ForwardUnit pass) {
     for (int64_t unit = 0; unit < p.tiling.units; ++unit) pass(p, unit);
-  };
-  for_units(is_double ? kernels.count_double : kernels.count_float);
-  scale_rows_cpu(p);
-  for_units((is_double ? kernels.forward_double : kernels.forward_float)[p.method]);
-  finish_forward_cpu(p, is_double);
+  });
   return result;
 }
 

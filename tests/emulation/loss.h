@@ -54,15 +54,11 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
     const auto for_units = [&](ForwardUnit pass) {
       for (int64_t unit = 0; unit < params.tiling.units; ++unit) pass(params, unit);
     };
-    const ForwardUnit forward = (is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float)[params.method];
     // This engine's dlogp has the scale, the other's has not: once with scales of 1, for a comparison to the bit.
     std::fill_n(params.row_scale, b.rows, 1.0);
-    for_units(forward);
+    for_units((is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float)[params.method]);
     result.dlogp = numbers<S>(dlogp);
-    for_units(is_double ? kPlainKernels.count_double : kPlainKernels.count_float);
-    scale_rows_cpu(params);
-    for_units(forward);
-    finish_forward_cpu(params, is_double);
+    forward_cpu(kPlainKernels, params, for_units);
     backward_cpu(params.dlogp, grad_loss, grad.as<void>(), params.log_prob.dtype, 0, b.tokens);
   }
   result.loss = numbers<S>(loss);

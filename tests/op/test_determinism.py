@@ -1,6 +1,7 @@
 """Same input, same bits; and the instruction sets agree."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from .cases import METHODS, OPTIONS, assert_close, assert_same_bits, every_mode,
 # Wide enough that rows are cut in pieces; many rows that share a unit; both over several threads.
 SHAPES = [(3, 20000), (64, 3000), (5000, 7)]
 # What a CPU of each kind runs, best last; elsewhere only the plain build exists.
-ISAS = {"AVX2": ["plain", "avx2"], "AVX512": ["plain", "avx2", "avx512"]}.get(
-    torch.backends.cpu.get_cpu_capability(), ["plain"]
-)
+OF_X86 = {"AVX2": ["plain", "avx2"], "AVX512": ["plain", "avx2", "avx512"]}
+ON_ARM = platform.machine() in ("aarch64", "arm64")
+ISAS = ["plain", "neon"] if ON_ARM else OF_X86.get(torch.backends.cpu.get_cpu_capability(), ["plain"])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
