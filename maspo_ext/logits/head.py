@@ -7,23 +7,21 @@ stay as they are, since the tensor cores add up in float32; on a CPU they are ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from maspo_ext.logits.logprob import arithmetic_dtype
 
-# On a CPU the whole of an update then stays within 64 MiB beside its inputs and gradients; a GPU wants large products.
-DEFAULT_BUDGET = {"cpu": 61 * 2**20, "cuda": 512 * 2**20}
+# A product of few tokens wastes the machine: on a CPU those of 150,000 words are then of some 200, on a GPU of some 600.
+DEFAULT_BUDGET = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 # Words of a product on a CPU. MKL is faster on blocks of about this size than on a whole vocabulary at once, and on numbers of
 # tokens that fill its registers.
 CPU_WORDS = 2048
-# The products of the gradients want larger ones, and need no memory for them unless the weight has to be cast.
-GRADIENT_WORDS = 8 * CPU_WORDS
-LONG_ROW = 16 * CPU_WORDS
 EVEN_TOKENS = 8
+# Rows of a block begin, and the block lies in the weight's gradient, where 16 bytes can be read at once.
+EVEN_WORDS = 64
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
 LEAST_WORDS = 256
 
@@ -40,6 +38,14 @@ class Head:
     @property
     def words(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[1]
 
     @property
     def on_gpu(self) -> bool:
@@ -60,68 +66,50 @@ class Head:
         size = self.dtype.itemsize + (0 if self.operand_dtype == self.dtype else self.operand_dtype.itemsize)
         return (self.memory_budget or DEFAULT_BUDGET["cuda" if self.on_gpu else "cpu"]) // size
 
-    def token_chunks(self) -> list[slice]:
-        """Tokens whose logits fit, in chunks of about one size."""
-        return even_slices(self.hidden.shape[0], max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
+    def tiles(self) -> list[slice]:
+        """Tokens whose logits over the whole vocabulary fit, in slices of about one size.
 
-    def word_chunks(self) -> list[slice]:
-        """Words whose logits, of all tokens, fit."""
-        tokens = max(1, self.hidden.shape[0])
-        return even_slices(self.words, max(LEAST_WORDS, self._logits_in_budget // tokens))
+        On the way forward a product is of one tile and of one of ``blocks()``, whichever op makes it: so that its bits are
+        the same.
+        """
+        return even_slices(self.tokens, max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
+
+    def blocks(self, tokens: int | None = None) -> list[slice]:
+        """Words whose logits of so many tokens fit; None: of as many as a hidden state has numbers."""
+        most = max(LEAST_WORDS, self._logits_in_budget // max(1, self.size if tokens is None else tokens))
+        return even_slices(self.words, most if self.on_gpu else min(most, CPU_WORDS), EVEN_WORDS)
+
+    @property
+    def group_tokens(self) -> int:
+        """As many as may have the logits of one of ``blocks()``, and a copy of their hidden states."""
+        return self._logits_in_budget // (self.blocks()[0].stop + self.size)
 
     def new_hidden_gradient(self) -> Tensor:
         """Zeros, of the type of sums. On a CPU the columns lie in memory one after the other: MKL adds up into that faster."""
-        tokens, size = self.hidden.shape
         if self.on_gpu:
-            return self.hidden.new_zeros((tokens, size), dtype=self.dtype)
-        return self.hidden.new_zeros((size, tokens), dtype=self.dtype).t()
-
-    def new_logits(self, tokens: int, words: int) -> Tensor:
-        return self.weight.new_empty((tokens, words), dtype=self.dtype)
-
-    def new_dlogits(self, logits: Tensor) -> Tensor:
-        """Where the gradient of ``logits`` goes: their own memory, but for a GPU's half-precision operands."""
-        same = self.operand_dtype == self.dtype
-        return logits if same else torch.empty_like(logits, dtype=self.operand_dtype)
+            return self.hidden.new_zeros((self.tokens, self.size), dtype=self.dtype)
+        return self.hidden.new_zeros((self.size, self.tokens), dtype=self.dtype).t()
 
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
 
-    def columns(self, of_words: Tensor, words: slice, most: int = CPU_WORDS) -> Iterator[tuple[slice, Tensor]]:
-        """The parts of ``words`` that are multiplied at once, each with its columns of ``of_words`` ``[n, words]``."""
-        step = words.stop - words.start if self.on_gpu else most
-        for start in range(words.start, words.stop, step):
-            stop = min(start + step, words.stop)
-            yield slice(start, stop), of_words[:, start - words.start : stop - words.start]
-
-    def logits(self, out: Tensor, hidden: Tensor, words: slice) -> None:
-        """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand."""
-        # MKL is slow to write a part of each of many long rows: on a CPU a block is made word by word, and then laid there,
-        # where that takes little more memory.
-        by_word = None
-        if not self.on_gpu and words.stop - words.start >= LONG_ROW:
-            by_word, hidden = self.new_logits(CPU_WORDS, hidden.shape[0]), hidden.t().contiguous()
-        for block, columns in self.columns(out, words):
-            weight = self.operand(self.weight[block])
-            if by_word is None:
-                product(hidden, weight.t(), columns)
-            else:
-                product(weight, hidden, by_word[: len(weight)])
-                columns.copy_(by_word[: len(weight)].t())
-            if self.bias is not None:
-                columns += self.bias[block]
+    def logits(self, out: Tensor, hidden: Tensor, words: slice, tiles: list[slice] | None = None) -> None:
+        """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand, a tile of it at a time."""
+        weight = self.operand(self.weight[words]).t()
+        for tile in [slice(0, len(hidden))] if tiles is None else tiles:
+            product(hidden[tile], weight, out[tile])
+        if self.bias is not None:
+            out += self.bias[words]
 
     def gradients(self, dlogits: Tensor, hidden: Tensor, words: slice, grads: Gradients, first: bool) -> None:
         """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give, those of weight and bias set if ``first``."""
-        most = GRADIENT_WORDS if self.operand_dtype == self.weight.dtype else CPU_WORDS
-        for block, columns in self.columns(dlogits, words, most):
-            if grads.hidden is not None:
-                add_product(columns, self.operand(self.weight[block]), grads.hidden)
-            if grads.weight is not None:
-                (set_product if first else add_product)(columns.t(), hidden, grads.weight[block])
-            if grads.bias is not None:
-                of_bias = columns.sum(0, dtype=self.dtype)
-                grads.bias[block] = of_bias if first else grads.bias[block] + of_bias
+        if grads.hidden is not None:
+            add_product(dlogits, self.operand(self.weight[words]), grads.hidden)
+        if grads.weight is not None:
+            (set_product if first else add_product)(dlogits.t(), hidden, grads.weight[words])
+        if grads.bias is not None:
+            of_bias = dlogits.sum(0, dtype=self.dtype)
+            grads.bias[words] = of_bias if first else grads.bias[words] + of_bias
 
 
 @dataclass
@@ -131,6 +119,9 @@ class Gradients:
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+
+    def of_tokens(self, tokens: slice) -> Gradients:
+        return replace(self, hidden=None if self.hidden is None else self.hidden[tokens])
 
     def results(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As an op returns them: an empty tensor, of the dtype and device of ``like``, for None."""

@@ -8,8 +8,10 @@ from torch.library import Library, register_fake
 
 from maspo_ext.derivatives import refuse_forward_mode, without_second
 from maspo_ext.logits import checks
+from maspo_ext.logits.groups import LogprobOptions, group_of_all, groups_for_results
 from maspo_ext.logits.head import Gradients, Head
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, empty_results, row_gradients
+from maspo_ext.logits.parts import Rows
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_logprob"
@@ -27,8 +29,8 @@ def linear_logprob(
 ) -> LogprobOutput:
     """:func:`maspo_ext.logprob` of ``hidden @ weight.T + bias``, whose logits are never there as a whole.
 
-    Forward goes through the tokens in chunks, backward through the vocabulary: it makes a chunk's logits again, and every
-    part of the weight's gradient is added up in float32 over all tokens and rounded once.
+    Forward and backward go through the vocabulary block by block; backward makes a block's logits again, and every part of the
+    weight's gradient is added up in float32 over all tokens and rounded once.
 
     Args:
         hidden: ``[..., H]``, the model's last hidden states; float32, float64, bfloat16 or float16. Logits are float32
@@ -38,7 +40,7 @@ def linear_logprob(
         temperature: divides the logits.
         bias: ``[V]``, of the head, if it has one.
         ignore_index: rows with this target have results and gradients 0.
-        memory_budget: bytes for logits; None: 61 MiB on a CPU, 512 MiB on a GPU.
+        memory_budget: bytes for logits; None: 128 MiB on a CPU, 512 MiB on a GPU.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.
@@ -119,21 +121,18 @@ def finite_operand(head: Head, hidden: Tensor, ignored: Tensor) -> Tensor:
 def _forward(
     hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index, first_word=0, all_words=None
 ):  # fmt: skip
-    """By chunks of tokens, the same as those of ``linear_loss``: so log-probabilities of both have the same bits."""
+    """By groups of tokens, their logits by blocks of words, in the products of ``linear_loss``: so log-probabilities of both have the same bits."""
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, all_words or head.words, ignore_index)
+    options = LogprobOptions(temperature, ignore_index, first_word, all_words)
     results = empty_results(weight, target.shape)
     of_rows = [result.view(-1, *result.shape[target.dim() :]) for result in results]
-    targets, chunks, words = target.flatten(), head.token_chunks(), slice(0, head.words)
-    buffer = head.new_logits(chunks[0].stop, head.words)
-    for tokens in chunks:
-        logits = buffer[: tokens.stop - tokens.start]
-        head.logits(logits, head.operand(head.hidden[tokens]), words)
-        parts = torch.ops.maspo.logprob_forward(
-            logits, targets[tokens], temperature, ignore_index, first_word, all_words
-        )
-        for whole, part in zip(of_rows, parts, strict=True):
-            whole[tokens] = part
+    targets = target.flatten()
+    for group in groups_for_results(head):
+        tokens = group.tokens
+        rows = group.logprob(head, head.operand(head.hidden[tokens]), targets[tokens], options)
+        for whole, of_group in zip(of_rows, rows, strict=True):
+            whole[tokens] = of_group
     return results
 
 
@@ -141,9 +140,9 @@ def _backward(
     dlog_prob, dentropy, hidden, weight, target, entropy, state, temperature=1.0, bias=None, *,
     memory_budget=None, ignore_index, first_word=0, all_words=None, need_hidden=True, need_weight=True, need_bias=False,
 ):  # fmt: skip
-    """By chunks of words: their logits again for all tokens, the gradient of these, its products."""
+    """By blocks of words: their logits again for all tokens, the gradient of these, its products."""
     head = flat(hidden, weight, bias, memory_budget)
-    targets, tokens = target.flatten(), head.hidden.shape[0]
+    targets = target.flatten()
     operand = finite_operand(head, head.hidden, targets == ignore_index)
     grads = Gradients(
         head.new_hidden_gradient() if need_hidden else None,
@@ -153,18 +152,11 @@ def _backward(
     scale = half_scale(head, dlog_prob, dentropy)
     if scale is not None:
         dlog_prob, dentropy = dlog_prob / scale, None if dentropy is None else dentropy / scale
-    chunks = head.word_chunks()
-    buffer = head.new_logits(tokens * chunks[0].stop, 1)
-    for words in chunks:
-        count = words.stop - words.start
-        logits = buffer[: tokens * count].view(tokens, count)
-        head.logits(logits, operand, words)
-        dlogits = head.new_dlogits(logits)
-        torch.ops.maspo.logprob_backward_out(
-            dlog_prob, dentropy, logits, targets, entropy, state, temperature, ignore_index,
-            first_word + words.start, all_words or head.words, grad=dlogits,
-        )  # fmt: skip
-        head.gradients(dlogits, operand, words, grads, first=True)
+    options = LogprobOptions(temperature, ignore_index, first_word, all_words)
+    rows = Rows(dlog_prob, entropy, state)
+    group_of_all(head).gradients(
+        head, operand, targets, options, rows, dlog_prob, dentropy, grads, first=True, again=True
+    )
     grad_hidden, grad_weight, grad_bias = grads.results(weight)
     if scale is not None:
         grad_hidden, grad_weight, grad_bias = grad_hidden * scale, grad_weight.mul_(scale), grad_bias * scale

@@ -15,6 +15,7 @@ from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_sec
 from maspo_ext.functional import loss_options, policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
+from maspo_ext.logits.groups import LogprobOptions, groups_for_gradients, groups_for_results
 from maspo_ext.logits.head import Gradients
 from maspo_ext.logits.linear_logprob import (
     asks_for_gradient,
@@ -31,8 +32,8 @@ from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_na
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_loss"
-# A token's part of the loss depends on no other token, but for the row's scale: so a chunk is taken for one sequence.
-_OF_ONE_CHUNK = {
+# A token's part of the loss depends on no other token, but for the row's scale: so a group is taken for one sequence.
+_OF_ONE_GROUP = {
     "loss_agg_mode": "token-sum",
     "dp_size": 1,
     "batch_num_tokens": None,
@@ -76,9 +77,10 @@ def linear_loss(
 ) -> LinearLossOutput:
     """:func:`maspo_ext.policy_loss` of :func:`maspo_ext.linear_logprob`, in three matrix products and without the logits.
 
-    The loss divides by counts that are known before the first chunk of tokens. So a chunk's logits become their own gradient
+    The loss divides by counts that are known before the first group of tokens. So a group's logits become their own gradient
     at once, and the gradients of ``hidden`` and ``weight`` are there when the forward pass is: logits need not be made
-    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once.
+    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once. In the memory
+    of that one lie the logits of the first tokens, about as many as ``H``: up to there it is the fastest.
     ``bapo`` needs all log-probabilities before the first gradient: it takes the two functions one after the other.
 
     Args:
@@ -234,7 +236,7 @@ def _forward(
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
     need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
-    """By chunks of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
+    """By groups of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)
@@ -258,46 +260,42 @@ def _forward(
     flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
     flat_policy = [per_token(value) for value in policy]
     of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
-    grad_hidden = head.new_hidden_gradient() if need_hidden else None
-    grad_weight = torch.empty_like(weight, dtype=head.dtype, memory_format=torch.contiguous_format) if need_weight else None
-    grad_bias = torch.empty_like(bias, dtype=head.dtype) if need_bias else None
+    grads = Gradients(
+        head.new_hidden_gradient() if need_hidden else None,
+        torch.empty_like(weight, dtype=head.dtype, memory_format=torch.contiguous_format) if need_weight else None,
+        torch.empty_like(bias, dtype=head.dtype) if need_bias else None,
+    )
+    logprob_options = LogprobOptions(temperature, MASKED)
+    needs_gradient = need_hidden or need_weight or need_bias
+    for group in groups_for_gradients(head, grads.weight) if needs_gradient else groups_for_results(head):
+        tokens = group.tokens
 
-    chunks, words = head.token_chunks(), slice(0, head.words)
-    buffer = head.new_logits(chunks[0].stop, head.words)
-    for tokens in chunks:
-
-        def of_chunk(value: Tensor | None, tokens: slice = tokens) -> Tensor | None:
+        def of_group(value: Tensor | None, tokens: slice = tokens) -> Tensor | None:
             return None if value is None else value[tokens].unsqueeze(0)
 
-        logits = buffer[: tokens.stop - tokens.start]
         operand = finite_operand(head, head.hidden[tokens], targets[tokens] == MASKED)
-        head.logits(logits, operand, words)
-        rows = (logits, targets[tokens])
-        flat_log_prob[tokens], of_entropy, state = torch.ops.maspo.logprob_forward(*rows, temperature, MASKED)
-        flat_entropy[tokens] = of_entropy
-        if not (need_hidden or need_weight or need_bias):
+        rows = group.logprob(head, operand, targets[tokens], logprob_options)
+        flat_log_prob[tokens], flat_entropy[tokens] = rows.log_prob, rows.entropy
+        if not needs_gradient:
             continue
         options = {
             **keywords,
-            **{name: of_chunk(value) for name, value in of_token.items()},
-            **_OF_ONE_CHUNK,
-            "entropy": of_chunk(flat_entropy) if shaped else None,
+            **{name: of_group(value) for name, value in of_token.items()},
+            **_OF_ONE_GROUP,
+            "entropy": of_group(flat_entropy) if shaped else None,
         }
-        of_loss = forward_pass(of_chunk(flat_log_prob), [of_chunk(value) for value in flat_policy], options, need_grad=True)
-        dlog_prob = of_loss[2].squeeze(0)
-        dlogits = head.new_dlogits(logits)
-        torch.ops.maspo.logprob_backward_out(
-            dlog_prob * token_scale[tokens], None, *rows, of_entropy, state, temperature, MASKED, grad=dlogits
+        of_loss = forward_pass(of_group(flat_log_prob), [of_group(value) for value in flat_policy], options, need_grad=True)
+        dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
+        group.gradients(
+            head, operand, targets[tokens], logprob_options, rows, dlog_prob, None, grads.of_tokens(tokens), first=tokens.start == 0
         )
-        of_hidden = None if grad_hidden is None else grad_hidden[tokens]
-        head.gradients(dlogits, operand, words, Gradients(of_hidden, grad_weight, grad_bias), first=tokens.start == 0)
 
     whole["entropy"] = entropy if shaped else None
     loss, stats = forward_pass(log_prob, policy, whole, need_grad=False)[:2]
-    grads = Gradients(grad_hidden, grad_weight, grad_bias).results(weight)
+    results = grads.results(weight)
     if half is not None:
-        grads = tuple(grad.mul_(half) for grad in grads)
-    return loss, stats, log_prob, entropy, *grads
+        results = tuple(grad.mul_(half) for grad in results)
+    return loss, stats, log_prob, entropy, *results
 
 
 _library.impl("linear_loss", _linear_loss, "CompositeImplicitAutograd")

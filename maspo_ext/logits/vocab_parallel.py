@@ -1,8 +1,7 @@
 """Log-probability and entropy where each rank of a group has a shard of the vocabulary (a tensor-parallel lm_head).
 
-Each rank takes log-probability ``l_k`` and entropy ``H_k`` within its shard. With the shard's share ``p_k`` of the
-probability, which follows from the shards' log-sum-exps, ``log p = l_k + log p_k`` on the rank that has the target, and the
-entropy is ``sum_k p_k (H_k - log p_k)``. Two all-reduces of a few numbers per row: a maximum, then a sum.
+Each rank takes both within its shard; they add up to those of the whole (``parts.py``) by two all-reduces of a few numbers per
+row: a maximum, then a sum.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from maspo_ext.derivatives import without_second
 from maspo_ext.logits import checks
 from maspo_ext.logits.linear_logprob import needed
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, row_gradients
+from maspo_ext.logits.parts import Rows, Sums
 
 _TWIN = "maspo_ext.logits.reference on the gathered vocabulary"
 
@@ -112,39 +112,21 @@ def _shard(group: Any, first_word: int | None, all_words: int | None, words: int
     return _Shard(group, first_word, words, all_words)
 
 
-def _merged(
-    log_prob: Tensor, entropy: Tensor, state: Tensor, target: Tensor, temperature: float, ignore_index: int, shard: _Shard
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(log_prob, entropy, state)`` of the whole vocabulary from those of the shards."""
-    log_sum = state[..., 0] / temperature + state[..., 1]
-    top = log_sum.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX, shard.group)
-    above = log_sum - top
-    share = above.exp()
-    sums = torch.stack(
-        [
-            share,
-            torch.where(share == 0, 0, share * (entropy - above)),  # a shard of banned words has no entropy
-            torch.where(shard.has(target), log_prob + above, 0),
-        ]
-    )
+def _merged(of_shard: Rows, target: Tensor, temperature: float, ignore_index: int, shard: _Shard) -> Rows:
+    """Of the whole vocabulary."""
+    largest = of_shard.largest.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, shard.group)
+    sums = torch.stack(Sums.of_part(of_shard, largest, temperature, shard.has(target)))
     dist.all_reduce(sums, dist.ReduceOp.SUM, shard.group)
-    total, weighted, of_target = sums
-    log_total = total.log()
-    ignored = target == ignore_index
-    whole = (
-        torch.where(ignored, 0, value).to(log_prob.dtype)
-        for value in ((of_target - log_total).clamp(max=0), (weighted / total + log_total).clamp(min=0))
-    )
-    return *whole, torch.stack([top * temperature, log_total], -1)
+    return Sums(*sums).rows(largest, temperature, target == ignore_index, of_shard.log_prob.dtype)
 
 
 class _Logprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, temperature, ignore_index, shard):
         ctx.numbers = (temperature, ignore_index, shard.first_word, shard.all_words)
-        of_shard = torch.ops.maspo.logprob_forward(logits, target, *ctx.numbers)
-        log_prob, entropy, state = _merged(*of_shard, target, temperature, ignore_index, shard)
+        of_shard = Rows(*torch.ops.maspo.logprob_forward(logits, target, *ctx.numbers))
+        log_prob, entropy, state = _merged(of_shard, target, temperature, ignore_index, shard)
         ctx.save_for_backward(logits, target, entropy, state)
         ctx.set_materialize_grads(False)
         return log_prob, entropy
@@ -168,8 +150,10 @@ class _LinearLogprob(torch.autograd.Function):
             "first_word": shard.first_word,
             "all_words": shard.all_words,
         }
-        of_shard = torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **ctx.keywords)
-        log_prob, entropy, state = _merged(*of_shard, target, temperature, ignore_index, shard)
+        of_shard = Rows(
+            *torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **ctx.keywords)
+        )
+        log_prob, entropy, state = _merged(of_shard, target, temperature, ignore_index, shard)
         ctx.save_for_backward(hidden, weight, bias, target, entropy, state)
         ctx.set_materialize_grads(False)
         return log_prob, entropy

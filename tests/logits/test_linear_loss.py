@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import maspo_ext
+from maspo_ext.logits.groups import Group
 
 from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, every_mode, random_batch
 from .cases import (
@@ -117,7 +118,8 @@ def test_packed(method, loss_agg_mode, memory_budget, device):
     padded, of_tokens, keep = packed(batch_of(method, device=device), [6, 1, 3, 5], 6)
     options = {**FRONT_OPTIONS, "loss_agg_mode": loss_agg_mode}
     actual = assert_is_the_composition(of_tokens, method, memory_budget, **options)
-    loss, stats, log_prob, entropy, hidden, *of_head = run_loss(linear_loss, padded, **of_mode(method, **options))
+    keywords = {**of_mode(method, **options), "memory_budget": memory_budget}
+    loss, stats, log_prob, entropy, hidden, *of_head = run_loss(linear_loss, padded, **keywords)
     assert_close(actual, (loss, stats, log_prob[keep], entropy[keep], hidden[keep], *of_head), 1e-5)
 
 
@@ -184,12 +186,60 @@ def test_upstream_gradient(method, dtype, device):
 
 @pytest.mark.parametrize("asked", [(name,) for name in HEAD] + [("hidden", "weight")], ids="+".join)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_partial_gradients_have_the_bits_of_all(dtype, asked, device):
+def test_partial_gradients(dtype, asked, device):
+    """Results to the bit; gradients, too, where the logits lie in the same place."""
     arguments = batch_of(DEFAULT_METHODS["maspo"], dtype, device)
     whole = run_loss(linear_loss, arguments, memory_budget=4 * WORDS * 7)
     grads = dict(zip(HEAD, whole[4:], strict=True))
     actual = run_loss(linear_loss, arguments, asked, memory_budget=4 * WORDS * 7)
-    assert_same_bits(actual, (*whole[:4], *(grads[name] for name in asked)))
+    assert_same_bits(actual[:4], whole[:4])
+    expected = [grads[name] for name in asked]
+    if "weight" in asked:
+        assert_same_bits(actual[4:], expected)
+    else:
+        assert_close(actual[4:], expected, TOLERANCE[dtype])
+
+
+# Of 40 tokens in tiles of 8: all within the weight's gradient, some of them, none.
+WIDTHS = {48: [40], 30: [24, 8, 8], 7: [8] * 5}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_where_logits_lie(dtype, width, device, monkeypatch):
+    """In the weight's gradient or beside it, a group's results have the bits of ``linear_logprob``; with gradients and without."""
+    tokens, words, seen = 40, 2400, []
+    policy = random_batch(5, 8, torch.float32, device)
+    policy["response_mask"][0] = True  # where a block's logits begin
+    arguments = loss_batch(policy, width, words, dtype)
+    arithmetic = 8 if dtype == torch.float64 else 4
+    size = arithmetic + (dtype.itemsize if device == "cuda" and dtype.itemsize == 2 else 0)
+    keywords = {"memory_budget": size * words * 8}
+    gradients = Group.gradients
+
+    def noted(group, *args, **kwargs):
+        seen.append((group.tokens.stop - group.tokens.start, group.in_gradient, len(group.blocks)))
+        return gradients(group, *args, **kwargs)
+
+    monkeypatch.setattr(Group, "gradients", noted)
+    with_all = run_loss(linear_loss, arguments, **keywords)
+    lengths, inside, blocks = zip(*seen, strict=True)
+    assert list(lengths) == WIDTHS[width] and sum(lengths) == tokens and (min(blocks) > 1 or width == 7)
+    assert list(inside) == [width > 7] + [False] * (len(seen) - 1)
+    seen.clear()
+    of_hidden = run_loss(linear_loss, arguments, ["hidden"], **keywords)
+    assert seen == [(8, False, blocks[0])] * 5
+    with torch.no_grad():
+        loss, stats, *of_tokens = linear_loss(**arguments, **keywords)
+    assert_same_bits(of_hidden[:4], with_all[:4])
+    assert_same_bits((loss, stats.tensor, *of_tokens), with_all[:4])
+    head = {name: arguments[name] for name in (*HEAD, "target")}
+    mask = arguments["response_mask"]
+    of_logprob = maspo_ext.linear_logprob(**head, **keywords)
+    assert_same_bits([value[mask] for value in of_logprob], [value[mask] for value in with_all[2:4]])
+    assert_close(of_hidden[4:], with_all[4:5], TOLERANCE[dtype])
+    expected = run_loss(reference.linear_loss, converted(arguments, torch.float64))
+    assert_close(with_all[4:], expected[4:], TOLERANCE[dtype])
 
 
 def test_results_without_gradient(device):

@@ -75,13 +75,34 @@ def test_without_a_gradient(op, device):
 
 
 def test_default_budget(device):
-    """More logits than it allows at once."""
+    """More logits than it allows at once, for a gradient of the hidden states alone."""
     budget = DEFAULT_BUDGET[device]
     words = budget // 4 // 512
     head = random_head((1025,), 2, words, device=device)
-    with torch.no_grad():
-        sizes = allocations(lambda: maspo_ext.linear_logprob(**head), device, budget // 8)
-    assert sizes and budget / 4 < sizes[0] <= budget
+    head["hidden"].requires_grad_()
+    policy = {name: torch.ones(1025, device=device) for name in ("old_log_prob", "advantages", "response_mask")}
+    packed = {"cu_seqlens": torch.tensor([0, 1025], device=device), "max_seqlen": 1025}
+    sizes = allocations(lambda: maspo_ext.linear_loss(**head, **policy, **packed), device, budget // 8)
+    assert len(sizes) == 1 and budget / 2 < sizes[0] <= budget
+
+
+@pytest.mark.parametrize("memory_budget", [2**20, 2**21])
+def test_logits_lie_in_the_gradient_of_the_weight(memory_budget, device):
+    """Where there are no more tokens than a hidden state has numbers: nothing of their size is allocated but a block."""
+    tokens = width = 256
+    arguments = leaves(random_head((8, tokens // 8), width, WORDS, device=device))
+    policy = random_batch(8, tokens // 8, torch.float32, device, weights=False)
+    arguments |= {name: policy[name] for name in ("old_log_prob", "advantages", "response_mask")}
+    kept = []
+
+    def forward():
+        kept.append(maspo_ext.linear_loss(**arguments, memory_budget=memory_budget))
+
+    of_weight, of_hidden = 4 * WORDS * width, 4 * tokens * width
+    events = memory_events(forward, device)
+    assert max(events) == of_weight and events.count(of_weight) == 1
+    # The operand and the gradient of the hidden states beside it, and the block.
+    assert max(itertools.accumulate(events)) <= of_weight + 2 * of_hidden + memory_budget + 2**18
 
 
 @pytest.mark.parametrize("inplace_backward", [False, True])

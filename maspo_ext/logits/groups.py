@@ -1,0 +1,126 @@
+"""Groups of tokens, and where their logits lie: block of words after block of words, or all blocks in one place, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maspo_ext.logits.head import Gradients, Head
+from maspo_ext.logits.parts import PartsInTurn, Rows
+
+
+class LogprobOptions(NamedTuple):
+    """How logits are read; ``first_word``, ``all_words``: the head's place in a larger vocabulary."""
+
+    temperature: float
+    ignore_index: int
+    first_word: int = 0
+    all_words: int | None = None
+
+
+class BlockMemory(NamedTuple):
+    """``flat``, in which a block begins ``per_word`` numbers further on for each word before it; 0: where all begin."""
+
+    flat: Tensor
+    per_word: int
+
+    def block(self, tokens: int, words: slice) -> Tensor:
+        """``[tokens, words]``"""
+        start, count = words.start * self.per_word, words.stop - words.start
+        return self.flat[start : start + tokens * count].view(tokens, count)
+
+
+class Group(NamedTuple):
+    """Tokens one after the other, whose logits are there at once, or at least a block of them."""
+
+    tiles: list[slice]  # of all tokens
+    blocks: list[slice]  # of all words
+    logits: BlockMemory
+    in_gradient: bool = False  # of the weight: that is where the logits lie
+
+    @property
+    def tokens(self) -> slice:
+        return _of_all(self.tiles)
+
+    def logprob(self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions) -> Rows:
+        """Of ``hidden`` ``[n, H]``, an operand, and ``target`` ``[n]``, this group's; leaves its logits in their memory."""
+        tiles = [slice(tile.start - self.tokens.start, tile.stop - self.tokens.start) for tile in self.tiles]
+        parts = PartsInTurn(target, options.temperature, options.ignore_index)
+        for words in self.blocks:
+            logits, numbers = self.logits.block(len(target), words), self._numbers(head, words, options)
+            head.logits(logits, hidden, words, tiles)
+            part = Rows(*torch.ops.maspo.logprob_forward(logits, target, *numbers))
+            if len(self.blocks) == 1:
+                return part
+            parts.add(part, options.first_word + words.start, words.stop - words.start)
+        return parts.rows()
+
+    def gradients(
+        self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions, rows: Rows,
+        dlog_prob: Tensor, dentropy: Tensor | None, grads: Gradients, *, first: bool, again: bool = False,
+    ) -> None:  # fmt: skip
+        """Adds what this group gives to ``grads``, sets those of weight and bias if ``first``. ``again``: makes the logits again."""
+        in_place = not self.in_gradient and head.operand_dtype == head.dtype
+        of_gradient = self.logits if in_place else _one_block(head, len(target), self.blocks, head.operand_dtype)
+        for words in self.blocks:
+            logits, dlogits = (memory.block(len(target), words) for memory in (self.logits, of_gradient))
+            if again:
+                head.logits(logits, hidden, words, self.tiles)
+            torch.ops.maspo.logprob_backward_out(
+                dlog_prob, dentropy, logits, target, rows.entropy, rows.state, *self._numbers(head, words, options), grad=dlogits
+            )
+            head.gradients(dlogits, hidden, words, grads, first)
+
+    @staticmethod
+    def _numbers(head: Head, words: slice, options: LogprobOptions) -> tuple[float, int, int, int]:
+        """As the kernels take them for a block."""
+        return options.temperature, options.ignore_index, options.first_word + words.start, options.all_words or head.words
+
+
+def groups_for_results(head: Head) -> list[Group]:
+    """Logits that nobody needs again: every block goes where the one before was."""
+    united, blocks = _united(head.tiles(), head.group_tokens), head.blocks()
+    buffer = _one_block(head, _of_all(united[0]).stop, blocks)
+    return [Group(tiles, blocks, buffer) for tiles in united]
+
+
+def groups_for_gradients(head: Head, grad_weight: Tensor | None) -> Iterator[Group]:
+    """Logits that stay until they have become their gradient.
+
+    Those of the first tokens lie in the memory of the weight's gradient, before it is there: block by block it takes the
+    place of the logits, which are fewer as long as there are no more tokens than a hidden state has numbers. The other
+    tokens' logits have memory of their own, a tile at a time.
+    """
+    tiles, blocks = head.tiles(), head.blocks()
+    most = min(head.size, head.group_tokens)
+    if grad_weight is not None and tiles[0].stop <= most:
+        inside = _united(tiles, most)[0]
+        tiles = tiles[len(inside) :]
+        yield Group(inside, blocks, BlockMemory(grad_weight.view(-1), head.size), in_gradient=True)
+    if tiles:
+        tokens = tiles[0].stop - tiles[0].start
+        buffer = BlockMemory(head.weight.new_empty(tokens * head.words, dtype=head.dtype), tokens)
+        yield from (Group([tile], blocks, buffer) for tile in tiles)
+
+
+def group_of_all(head: Head) -> Group:
+    """All tokens, and as many words at a time as then fit."""
+    blocks = head.blocks(head.tokens)
+    return Group([slice(0, head.tokens)], blocks, _one_block(head, head.tokens, blocks))
+
+
+def _one_block(head: Head, tokens: int, blocks: list[slice], dtype: torch.dtype | None = None) -> BlockMemory:
+    return BlockMemory(head.weight.new_empty(tokens * blocks[0].stop, dtype=dtype or head.dtype), 0)
+
+
+def _of_all(tiles: list[slice]) -> slice:
+    return slice(tiles[0].start, tiles[-1].stop)
+
+
+def _united(tiles: list[slice], most: int) -> list[list[slice]]:
+    """As many side by side as have at most so many tokens, at least one."""
+    together = max(1, most // max(1, tiles[0].stop))
+    return [tiles[i : i + together] for i in range(0, len(tiles), together)]
