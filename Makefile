@@ -53,6 +53,10 @@ test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another t
 	$(WHEEL_VENV)/bin/python $(PIP) install --quiet --no-deps --force-reinstall dist/maspo_ext-*.whl
 	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op tests/logits
 
+.PHONY: extras
+extras: $(VENV)/installed ## install what some tests skip without, into build/: TRL, Liger, emulators of other processors (500 MB)
+	$(VENV)/bin/python benchmarks/extras.py
+
 .PHONY: bench
 bench: $(VENV)/built ## time of the loss beside its peers on this CPU, into benchmarks/results
 	$(VENV)/bin/python benchmarks/loss.py

@@ -1,6 +1,5 @@
 """examples/trl: TRL's trainer with our losses, for two steps on a CPU."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -21,11 +20,9 @@ import extras  # noqa: E402
 import make_tiny_qwen2  # noqa: E402
 from byte_tokenizer import build_tokenizer  # noqa: E402
 
-with extras.TRL.importable():
-    HAS_TRL = importlib.util.find_spec("trl") is not None
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not HAS_TRL, reason=f"TRL is not installed. {extras.TRL.remedy()}"),
+    pytest.mark.skipif(not extras.TRL.is_found(), reason=f"TRL is not installed. {extras.TRL.remedy()}"),
 ]
 RTOL = 1e-5
 
