@@ -20,25 +20,28 @@ class Case(NamedTuple):
     masked: float = 0.2
     mode: str = "maspo"
     with_backward: bool = True
+    scattered: bool = False  # masked tokens anywhere; else a sequence's last ones, its padding
 
     def columns(self) -> dict:
         """The case in a row of the CSV."""
         return {
             "rows": self.rows, "cols": self.cols, "dtype": str(self.dtype).removeprefix("torch."), "masked": self.masked,
-            "ratio_mode": self.mode, "pass": "forward+backward" if self.with_backward else "forward",
+            "mask": "scattered" if self.scattered else "padding", "ratio_mode": self.mode,
+            "pass": "forward+backward" if self.with_backward else "forward",
         }  # fmt: skip
 
     def floor_bytes(self, device: str) -> int:
-        """What has to move: three inputs and a mask byte read; the gradient (float32) written, and where that is not the result
-        yet, since it lacks its scale (on a GPU) or its dtype, read again and the result written."""
+        """What has to move: the mask read, and the three inputs, but not of padding; the gradient (float32) written, and where
+        that is not the result yet, since it lacks its scale (on a GPU) or its dtype, read again and the result written."""
         size = torch.finfo(self.dtype).bits // 8
         backward = 0 if device == "cpu" and self.dtype == torch.float32 else 4 + size
-        return self.rows * self.cols * (3 * size + 1 + (4 + backward if self.with_backward else 0))
+        inputs = 3 * size * (1 if self.scattered else 1 - self.masked)
+        return round(self.rows * self.cols * (inputs + 1 + (4 + backward if self.with_backward else 0)))
 
 
 def cases(device: str) -> list[Case]:
-    """Every mode at every size, with few and many masked tokens, in float32 and bfloat16; a batch of one token once."""
-    kinds = [{}, {"with_backward": False}, {"masked": 0.9}, {"dtype": torch.bfloat16}]
+    """Every mode at every size, with little and much padding, in float32 and bfloat16; a batch of one token once."""
+    kinds = [{}, {"with_backward": False}, {"masked": 0.9}, {"scattered": True}, {"dtype": torch.bfloat16}]
     return [
         Case(rows, cols, mode=mode, **kind)
         for rows, cols in SHAPES[device]
@@ -58,6 +61,17 @@ def make_batch(case: Case, device: str) -> dict[str, torch.Tensor]:
     }
     batch = {name: value.to(case.dtype) for name, value in values.items()}
     batch["log_prob"].requires_grad_()
-    batch["response_mask"] = torch.rand(rows, cols, device=device) >= case.masked
-    batch["response_mask"][0, 0] = True
+    batch["response_mask"] = make_mask(case, device)
     return batch
+
+
+def make_mask(case: Case, device: str) -> torch.Tensor:
+    """At random, with the case's share of masked tokens on average; every sequence has a token."""
+    if case.scattered:
+        mask = torch.rand(case.rows, case.cols, device=device) >= case.masked
+    else:  # lengths as evenly spread as there is room
+        spread = min(case.masked, 1 - case.masked)
+        lengths = case.cols * (1 - case.masked + spread * (2 * torch.rand(case.rows, 1, device=device) - 1))
+        mask = torch.arange(case.cols, device=device) < lengths
+    mask[:, 0] = True
+    return mask

@@ -76,9 +76,9 @@ def said(case: Case, measured: dict, floor: float) -> str:
     """The line of a case."""
     ours = measured["maspo_ext"][0]
     columns = case.columns()
-    what = f"{case.rows}x{case.cols} {columns['dtype']} {case.masked:.0%} masked {case.mode} {columns['pass']}"
+    what = f"{case.rows}x{case.cols} {columns['dtype']} {case.masked:.0%} {columns['mask']} {case.mode} {columns['pass']}"
     others = "  ".join(f"{peer} {measured[peer][1]:.2f}" for peer in measured if peer != "maspo_ext")
-    return f"{what:58} {ours * 1e6:10.1f} us ({floor / ours:4.0%} of the bandwidth)  {others}"
+    return f"{what:61} {ours * 1e6:10.1f} us ({floor / ours:4.0%} of the bandwidth)  {others}"
 
 
 def run(device: str) -> list[dict]:
@@ -120,9 +120,9 @@ def run(device: str) -> list[dict]:
 
 def compare(old: Path, new: Path) -> int:
     """Prints the cases whose advantage over a peer shrank by more than a tenth; their number."""
-    key = ("rows", "cols", "dtype", "masked", "ratio_mode", "pass", "peer")
+    key = ("rows", "cols", "dtype", "masked", "mask", "ratio_mode", "pass", "peer")
     before, after = (
-        {tuple(row[k] for k in key): float(row["peer_over_ours"])
+        {tuple(row.get(k, "scattered") for k in key): float(row["peer_over_ours"])  # files of old have no "mask"
             for row in csv.DictReader(path.open()) if row["peer_over_ours"]}
         for path in (old, new)
     )

@@ -33,7 +33,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def _shown(figures, **wanted):
-    wanted = {"dtype": "float32", "masked": 0.2, "pass": "forward+backward", **wanted}
+    wanted = {"dtype": "float32", "masked": 0.2, "mask": "padding", "pass": "forward+backward", **wanted}
     return [row for row in figures if all(row[name] == value for name, value in wanted.items())]
 
 

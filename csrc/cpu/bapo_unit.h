@@ -21,7 +21,8 @@ void bapo_unit(const BapoParams& p, int64_t unit) {
   Run<V> in = {};
 
   const auto run = [&](const Span& span, int64_t col, int count) {
-    if (!in.stage_mask(p.response_mask, p.batch, span, col, count)) return;
+    if (mask_of_run(p.response_mask, p.batch, span, col, count) == kNothingCounts) return;
+    in.stage_mask(p.response_mask, p.batch, span, col, count);
     in.log_prob.stage(p.log_prob, p.batch, span, col, count);
     in.old_log_prob.stage(p.old_log_prob, p.batch, span, col, count);
     in.advantage.stage(p.advantages, p.batch, span, col, count);

@@ -2,8 +2,13 @@
 // defines the functions of its vectors first.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/pair.h"
 #include "cpu/stage.h"
+
+// A call of it would bring the sums through memory at every token.
+#define MASPO_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace maspo {
 namespace {
@@ -62,7 +67,8 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
 
   const auto run = [&](const Span& span, int64_t col, int count) {
     S* dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + span.start + col;
-    if (!in.stage_mask(p.response_mask, p.batch, span, col, count)) {
+    const RunMask mask = mask_of_run(p.response_mask, p.batch, span, col, count);
+    if (mask == kNothingCounts) {
       if (dlogp != nullptr) __builtin_memset(dlogp, 0, count * sizeof(S));
       return;
     }
@@ -77,25 +83,36 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
     Total loss = Total(S(0));
     const V row_scale = V(static_cast<S>(p.row_scale[span.row]));
     const int padded = padded_to_lanes<V>(count);
-    for (int i = 0; i < padded; i += lanes) {
-      const TokenInputs<V> token = {load(in.mask, i),
-                                    load(in.log_prob, i),
-                                    load(in.old_log_prob, i),
-                                    load(in.advantage, i),
-                                    weighted ? load(in.is_weight, i) : V(S(1)),
-                                    load(in.entropy, i),
-                                    load(in.ref_log_prob, i)};
-      const TokenOutputs<V> out = visit_token(token, h, o, sums.run);
-      add_to(loss, out.loss);
-      if (dlogp == nullptr) continue;
-      const V scaled = out.dlogp * row_scale;
-      if (i + lanes <= count) {
-        Lanes<V>::store(dlogp + i, scaled);
-      } else {
-        S tail[lanes];
-        Lanes<V>::store(tail, scaled);
-        __builtin_memcpy(dlogp + i, tail, (count - i) * sizeof(S));
+    const S advantage = in.advantage.values[0];
+    // kUniform: every token of the run counts once, and all have one advantage, as in most runs where a sequence has one reward.
+    // Written as constants, the compiler takes what follows from them out of the loop, and the bits stay.
+    const auto visit = [&](auto kUniform) MASPO_INLINE_LAMBDA {
+      for (int i = 0; i < padded; i += lanes) {
+        const TokenInputs<V> token = {kUniform ? V(S(1)) : load(in.mask, i),
+                                      load(in.log_prob, i),
+                                      load(in.old_log_prob, i),
+                                      kUniform ? V(advantage) : load(in.advantage, i),
+                                      weighted ? load(in.is_weight, i) : V(S(1)),
+                                      load(in.entropy, i),
+                                      load(in.ref_log_prob, i)};
+        const TokenOutputs<V> out = visit_token(token, h, o, sums.run);
+        add_to(loss, out.loss);
+        if (dlogp == nullptr) continue;
+        const V scaled = out.dlogp * row_scale;
+        if (i + lanes <= count) {
+          Lanes<V>::store(dlogp + i, scaled);
+        } else {
+          S tail[lanes];
+          Lanes<V>::store(tail, scaled);
+          __builtin_memcpy(dlogp + i, tail, (count - i) * sizeof(S));
+        }
       }
+    };
+    if (mask == kAllCountOnce && count == padded && all_same(in.advantage.values, count)) {
+      visit(std::true_type{});
+    } else {
+      in.stage_mask(p.response_mask, p.batch, span, col, count);
+      visit(std::false_type{});
     }
     row_loss += widened(loss);
     sums.end_run();

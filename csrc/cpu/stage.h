@@ -42,6 +42,38 @@ inline bool any_bit(const void* memory, int64_t bytes) {
   return bits != 0;
 }
 
+template <class Bits>
+inline bool all_numbers_are(const void* memory, int64_t count, uint64_t wanted) {
+  const auto* p = static_cast<const unsigned char*>(memory);
+  Bits different = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    __builtin_memcpy(&bits, p + i * sizeof(Bits), sizeof(Bits));
+    different |= bits ^ static_cast<Bits>(wanted);
+  }
+  return different == 0;
+}
+
+// Whether all numbers, of this many bytes each, have these bits.
+inline bool all_are(const void* memory, int64_t size, int64_t count, uint64_t bits) {
+  if (size == 1) return all_numbers_are<uint8_t>(memory, count, bits);
+  if (size == 2) return all_numbers_are<uint16_t>(memory, count, bits);
+  if (size == 4) return all_numbers_are<uint32_t>(memory, count, bits);
+  return all_numbers_are<uint64_t>(memory, count, bits);
+}
+
+template <class S>
+inline bool all_same(const S* values, int64_t count) {
+  uint64_t first = 0;
+  __builtin_memcpy(&first, values, sizeof(S));  // on a little-endian machine, as all are that this is compiled for
+  return all_are(values, sizeof(S), count, first);
+}
+
+inline uint64_t bits_of_one(DType dtype) {
+  constexpr uint64_t bits[] = {0x3f800000, 0x3ff0000000000000, 0x3f80, 0x3c00, 1, 1, 1, 1, 1};
+  return bits[dtype];
+}
+
 // The inputs of a run. Where there is no tensor, the pointer stays at the buffer, which nobody reads.
 template <class S>
 struct alignas(64) Staged {
@@ -63,18 +95,25 @@ struct alignas(64) Staged {
   }
 };
 
+enum RunMask { kNothingCounts, kSomeCount, kAllCountOnce };
+
+// What the mask says of a run, in its own dtype; kSomeCount where that is not to be seen at once.
+inline RunMask mask_of_run(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
+  if (v.col_stride != 1) return kSomeCount;
+  const int64_t size = size_of(v.dtype);
+  const auto* source = static_cast<const unsigned char*>(v.data) + offset_of(v, batch, span, col) * size;
+  if (!any_bit(source, count * size)) return kNothingCounts;
+  return all_are(source, size, count, bits_of_one(v.dtype)) ? kAllCountOnce : kSomeCount;
+}
+
 template <class V>
 struct Run {
   using S = scalar_t<V>;
   Staged<S> mask, log_prob, old_log_prob, advantage, is_weight, entropy, ref_log_prob;
 
-  // Stages the mask of a run, with zeros behind its end. False: nothing in it counts.
-  bool stage_mask(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
-    const int64_t size = size_of(v.dtype);
-    const auto* source = static_cast<const unsigned char*>(v.data) + offset_of(v, batch, span, col) * size;
-    if (v.col_stride == 1 && !any_bit(source, count * size)) return false;
+  // With zeros behind its end.
+  void stage_mask(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
     mask.stage(v, batch, span, col, count, padded_to_lanes<V>(count));
-    return v.col_stride == 1 || any_bit(mask.values, count * sizeof(S));
   }
 };
 
