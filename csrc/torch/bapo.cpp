@@ -6,6 +6,7 @@
 
 #include "cpu/engine.h"
 #include "torch/cpu_choice.h"
+#include "torch/parallel.h"
 #include "torch/tensors.h"
 #if defined(MASPO_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -64,9 +65,7 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
   const CpuKernels& kernels = chosen_cpu_kernels();
   const BapoUnit sum_unit = params.log_prob.dtype == kFloat64 ? kernels.bapo_double : kernels.bapo_float;
   return run(cpu_tiling(params.batch.rows, params.batch.cols), [&] {
-    torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
-      for (int64_t unit = first; unit < last; ++unit) sum_unit(params, unit);
-    });
+    for_each_on_threads(params.tiling.units, 1, [&](int64_t unit) { sum_unit(params, unit); });
     finish_bapo_cpu(params);
   });
 }

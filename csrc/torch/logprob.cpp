@@ -6,6 +6,7 @@
 
 #include "cpu/engine.h"
 #include "torch/cpu_choice.h"
+#include "torch/parallel.h"
 #include "torch/tensors.h"
 #if defined(MASPO_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -85,11 +86,10 @@ void check_targets(const LogprobParams& p) {
   }
 }
 
+// Short rows together, so that taking them is worth it.
 template <class Pass>
-void for_rows(int64_t rows, Pass pass) {
-  torch::stable::parallel_for(0, rows, 1, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) pass(row);
-  });
+void for_rows(int64_t rows, int64_t words, Pass pass) {
+  for_each_on_threads(rows, std::max<int64_t>(1, kCpuPieceTokens / std::max<int64_t>(1, words)), pass);
 }
 
 std::tuple<Tensor, Tensor, Tensor> logprob_forward(Tensor logits, Tensor target, double temperature,
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> logprob_forward(Tensor logits, Tensor target,
   check_targets(params);
   const CpuKernels& kernels = chosen_cpu_kernels();
   const LogprobRow of_row = type == ScalarType::Double ? kernels.logprob_double : kernels.logprob_float;
-  for_rows(row_count(params.logits), [&](int64_t row) { of_row(params, row); });
+  for_rows(row_count(params.logits), params.logits.words, [&](int64_t row) { of_row(params, row); });
   return {log_prob, entropy, state};
 }
 
@@ -166,7 +166,7 @@ void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tens
 #endif
   const CpuKernels& kernels = chosen_cpu_kernels();
   const LogprobGradRow of_row = type == ScalarType::Double ? kernels.logprob_grad_double : kernels.logprob_grad_float;
-  for_rows(rows, [&](int64_t row) { of_row(params, row); });
+  for_rows(rows, params.logits.words, [&](int64_t row) { of_row(params, row); });
 }
 
 Tensor logprob_backward(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target, Tensor entropy,

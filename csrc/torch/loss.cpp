@@ -8,6 +8,7 @@
 
 #include "cpu/engine.h"
 #include "torch/cpu_choice.h"
+#include "torch/parallel.h"
 #include "torch/tensors.h"
 #if defined(MASPO_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -58,9 +59,7 @@ void forward_on_cpu(LossParams& params) {
   params.pieces = pieces.get();
   params.units = units.get();
   forward_cpu(chosen_cpu_kernels(), params, [&](ForwardUnit pass) {
-    torch::stable::parallel_for(0, params.tiling.units, 1, [&](int64_t first, int64_t last) {
-      for (int64_t unit = first; unit < last; ++unit) pass(params, unit);
-    });
+    for_each_on_threads(params.tiling.units, 1, [&](int64_t unit) { pass(params, unit); });
   });
 }
 
