@@ -166,4 +166,4 @@ def add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     if a.dtype == out.dtype:
         out.addmm_(a, b)
     else:
-        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)  # a sum of another dtype than the operands: since torch 2.10
