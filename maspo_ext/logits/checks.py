@@ -130,13 +130,16 @@ def _sharded(weight: torch.Tensor) -> str:
 def check_inplace(logits: torch.Tensor) -> None:
     """Whether the gradient may be written over the logits, as far as they show it."""
     remedy = "Leave inplace_backward=False."
-    if torch.compiler.is_compiling():
-        raise ValueError(message("inplace_backward", "False under torch.compile", True, remedy))
     owner = logits if logits._base is None else logits._base
     if owner.is_leaf:
         raise ValueError(
             message("inplace_backward", "logits that a forward pass made", "a leaf, or a view of one, whose values would be lost", remedy)
         )  # fmt: skip
+    # What torch.compile traces is of a subclass; torch.compiler.is_compiling() does not say so within an op in torch 2.11.
+    if type(logits) is not torch.Tensor:
+        raise ValueError(
+            message("inplace_backward", "False under torch.compile and for subclasses of Tensor", True, remedy)
+        )
     if any(size > 1 and stride == 0 for size, stride in zip(logits.shape, logits.stride(), strict=True)):
         raise ValueError(
             message("inplace_backward", "logits with memory of their own", "expanded ones, whose rows share it", remedy)
