@@ -7,9 +7,6 @@
 #include "cpu/pair.h"
 #include "cpu/stage.h"
 
-// A call of it would bring the sums through memory at every token.
-#define MASPO_INLINE_LAMBDA __attribute__((always_inline))
-
 namespace maspo {
 namespace {
 
@@ -85,8 +82,9 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
     const int padded = padded_to_lanes<V>(count);
     const S advantage = in.advantage.values[0];
     // kUniform: every token of the run counts once, and all have one advantage, as in most runs where a sequence has one reward.
-    // Written as constants, the compiler takes what follows from them out of the loop, and the bits stay.
-    const auto visit = [&](auto kUniform) MASPO_INLINE_LAMBDA {
+    // Written as constants, the compiler takes what follows from them out of the loop, and the bits stay. Inline: a call would
+    // bring the sums through memory at every token.
+    const auto visit = [&](auto kUniform) __attribute__((always_inline)) {
       for (int i = 0; i < padded; i += lanes) {
         const TokenInputs<V> token = {kUniform ? V(S(1)) : load(in.mask, i),
                                       load(in.log_prob, i),
@@ -108,7 +106,7 @@ void forward_unit_with(const LossParams& p, int64_t unit) {
         }
       }
     };
-    if (mask == kAllCountOnce && count == padded && all_same(in.advantage.values, count)) {
+    if (mask == kAllCountOnce && count == padded && all_same(in.advantage.values, sizeof(S), count)) {
       visit(std::true_type{});
     } else {
       in.stage_mask(p.response_mask, p.batch, span, col, count);

@@ -27,46 +27,34 @@ inline double sum_over_lanes(V v) {
   return total;
 }
 
-// Whether memory has a bit set: of numbers, whether one is not 0 (or is -0, which does no harm). No search, since compilers
-// make registers of this and not of that.
-inline bool any_bit(const void* memory, int64_t bytes) {
-  const auto* p = static_cast<const unsigned char*>(memory);
+// The bits of one number, of up to 8 bytes, on a little-endian machine, as all are that this is compiled for.
+inline uint64_t bits_of(const void* number, int64_t size) {
   uint64_t bits = 0;
-  int64_t i = 0;
-  for (; i + 8 <= bytes; i += 8) {
-    uint64_t word;
-    __builtin_memcpy(&word, p + i, sizeof(word));
-    bits |= word;
-  }
-  for (; i < bytes; ++i) bits |= p[i];
-  return bits != 0;
+  __builtin_memcpy(&bits, number, size);
+  return bits;
 }
 
+// Whether all numbers have the bits of the first. No search for one that has not, since compilers make registers of this and
+// not of that.
 template <class Bits>
-inline bool all_numbers_are(const void* memory, int64_t count, uint64_t wanted) {
+inline bool all_as_first(const void* memory, int64_t count) {
   const auto* p = static_cast<const unsigned char*>(memory);
+  const Bits first = static_cast<Bits>(bits_of(memory, sizeof(Bits)));
   Bits different = 0;
   for (int64_t i = 0; i < count; ++i) {
     Bits bits;
     __builtin_memcpy(&bits, p + i * sizeof(Bits), sizeof(Bits));
-    different |= bits ^ static_cast<Bits>(wanted);
+    different |= bits ^ first;
   }
   return different == 0;
 }
 
-// Whether all numbers, of this many bytes each, have these bits.
-inline bool all_are(const void* memory, int64_t size, int64_t count, uint64_t bits) {
-  if (size == 1) return all_numbers_are<uint8_t>(memory, count, bits);
-  if (size == 2) return all_numbers_are<uint16_t>(memory, count, bits);
-  if (size == 4) return all_numbers_are<uint32_t>(memory, count, bits);
-  return all_numbers_are<uint64_t>(memory, count, bits);
-}
-
-template <class S>
-inline bool all_same(const S* values, int64_t count) {
-  uint64_t first = 0;
-  __builtin_memcpy(&first, values, sizeof(S));  // on a little-endian machine, as all are that this is compiled for
-  return all_are(values, sizeof(S), count, first);
+// The same of numbers of this many bytes each.
+inline bool all_same(const void* memory, int64_t size, int64_t count) {
+  if (size == 1) return all_as_first<uint8_t>(memory, count);
+  if (size == 2) return all_as_first<uint16_t>(memory, count);
+  if (size == 4) return all_as_first<uint32_t>(memory, count);
+  return all_as_first<uint64_t>(memory, count);
 }
 
 inline uint64_t bits_of_one(DType dtype) {
@@ -99,11 +87,11 @@ enum RunMask { kNothingCounts, kSomeCount, kAllCountOnce };
 
 // What the mask says of a run, in its own dtype; kSomeCount where that is not to be seen at once.
 inline RunMask mask_of_run(const View& v, const Batch& batch, const Span& span, int64_t col, int count) {
-  if (v.col_stride != 1) return kSomeCount;
   const int64_t size = size_of(v.dtype);
   const auto* source = static_cast<const unsigned char*>(v.data) + offset_of(v, batch, span, col) * size;
-  if (!any_bit(source, count * size)) return kNothingCounts;
-  return all_are(source, size, count, bits_of_one(v.dtype)) ? kAllCountOnce : kSomeCount;
+  if (v.col_stride != 1 || !all_same(source, size, count)) return kSomeCount;
+  const uint64_t bits = bits_of(source, size);
+  return bits == 0 ? kNothingCounts : bits == bits_of_one(v.dtype) ? kAllCountOnce : kSomeCount;
 }
 
 template <class V>

@@ -20,6 +20,10 @@ class LogprobOptions(NamedTuple):
     first_word: int = 0
     all_words: int | None = None
 
+    def of_block(self, head: Head, words: slice) -> tuple[float, int, int, int]:
+        """As the kernels take them for a block of the head's words."""
+        return self.temperature, self.ignore_index, self.first_word + words.start, self.all_words or head.words
+
 
 class BlockMemory(NamedTuple):
     """``flat``, in which a block begins ``per_word`` numbers further on for each word before it; 0: where all begin."""
@@ -50,17 +54,17 @@ class Group(NamedTuple):
         tiles = [slice(tile.start - self.tokens.start, tile.stop - self.tokens.start) for tile in self.tiles]
         parts = PartsInTurn(target, options.temperature, options.ignore_index)
         for words in self.blocks:
-            logits, numbers = self.logits.block(len(target), words), self._numbers(head, words, options)
+            logits = self.logits.block(len(target), words)
             head.logits(logits, hidden, words, tiles)
-            part = Rows(*torch.ops.maspo.logprob_forward(logits, target, *numbers))
+            part = Rows(*torch.ops.maspo.logprob_forward(logits, target, *options.of_block(head, words)))
             if len(self.blocks) == 1:
                 return part
             parts.add(part, options.first_word + words.start, words.stop - words.start)
         return parts.rows()
 
     def gradients(
-        self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions, rows: Rows,
-        dlog_prob: Tensor, dentropy: Tensor | None, grads: Gradients, *, first: bool, again: bool = False,
+        self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions, dlog_prob: Tensor, dentropy: Tensor | None,
+        entropy: Tensor, state: Tensor, grads: Gradients, *, first: bool, again: bool = False,
     ) -> None:  # fmt: skip
         """Adds what this group gives to ``grads``, sets those of weight and bias if ``first``. ``again``: makes the logits again."""
         in_place = not self.in_gradient and head.operand_dtype == head.dtype
@@ -70,14 +74,9 @@ class Group(NamedTuple):
             if again:
                 head.logits(logits, hidden, words, self.tiles)
             torch.ops.maspo.logprob_backward_out(
-                dlog_prob, dentropy, logits, target, rows.entropy, rows.state, *self._numbers(head, words, options), grad=dlogits
+                dlog_prob, dentropy, logits, target, entropy, state, *options.of_block(head, words), grad=dlogits
             )
             head.gradients(dlogits, hidden, words, grads, first)
-
-    @staticmethod
-    def _numbers(head: Head, words: slice, options: LogprobOptions) -> tuple[float, int, int, int]:
-        """As the kernels take them for a block."""
-        return options.temperature, options.ignore_index, options.first_word + words.start, options.all_words or head.words
 
 
 def groups_for_results(head: Head) -> list[Group]:

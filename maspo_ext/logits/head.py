@@ -84,8 +84,17 @@ class Head:
         """As many as may have the logits of one of ``blocks()``, and a copy of their hidden states."""
         return self._logits_in_budget // (self.blocks()[0].stop + self.size)
 
-    def new_hidden_gradient(self) -> Tensor:
-        """Zeros, of the type of sums. On a CPU the columns lie in memory one after the other: MKL adds up into that faster."""
+    def new_gradients(self, weight_dtype: torch.dtype, *, hidden: bool, weight: bool, bias: bool) -> Gradients:
+        """Memory for those that are asked for, of the type of sums, but the weight's; zeros for that of the hidden states."""
+        contiguous = torch.contiguous_format
+        return Gradients(
+            self._new_hidden_gradient() if hidden else None,
+            torch.empty_like(self.weight, dtype=weight_dtype, memory_format=contiguous) if weight else None,
+            torch.empty_like(self.bias, dtype=self.dtype) if bias else None,
+        )
+
+    def _new_hidden_gradient(self) -> Tensor:
+        """On a CPU the columns lie in memory one after the other: MKL adds up into that faster."""
         if self.on_gpu:
             return self.hidden.new_zeros((self.tokens, self.size), dtype=self.dtype)
         return self.hidden.new_zeros((self.size, self.tokens), dtype=self.dtype).t()

@@ -9,9 +9,8 @@ from torch.library import Library, register_fake
 from maspo_ext.derivatives import refuse_forward_mode, without_second
 from maspo_ext.logits import checks
 from maspo_ext.logits.groups import LogprobOptions, group_of_all, groups_for_results
-from maspo_ext.logits.head import Gradients, Head
+from maspo_ext.logits.head import Head
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, empty_results, row_gradients
-from maspo_ext.logits.parts import Rows
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_logprob"
@@ -144,18 +143,13 @@ def _backward(
     head = flat(hidden, weight, bias, memory_budget)
     targets = target.flatten()
     operand = finite_operand(head, head.hidden, targets == ignore_index)
-    grads = Gradients(
-        head.new_hidden_gradient() if need_hidden else None,
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else None,
-        torch.empty_like(bias, dtype=head.dtype) if need_bias else None,
-    )
+    grads = head.new_gradients(weight.dtype, hidden=need_hidden, weight=need_weight, bias=need_bias)
     scale = half_scale(head, dlog_prob, dentropy)
     if scale is not None:
         dlog_prob, dentropy = dlog_prob / scale, None if dentropy is None else dentropy / scale
     options = LogprobOptions(temperature, ignore_index, first_word, all_words)
-    rows = Rows(dlog_prob, entropy, state)
     group_of_all(head).gradients(
-        head, operand, targets, options, rows, dlog_prob, dentropy, grads, first=True, again=True
+        head, operand, targets, options, dlog_prob, dentropy, entropy, state, grads, first=True, again=True
     )
     grad_hidden, grad_weight, grad_bias = grads.results(weight)
     if scale is not None:

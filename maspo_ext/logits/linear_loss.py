@@ -16,7 +16,6 @@ from maspo_ext.functional import loss_options, policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
 from maspo_ext.logits.groups import LogprobOptions, groups_for_gradients, groups_for_results
-from maspo_ext.logits.head import Gradients
 from maspo_ext.logits.linear_logprob import (
     asks_for_gradient,
     finite_operand,
@@ -260,11 +259,7 @@ def _forward(
     flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
     flat_policy = [per_token(value) for value in policy]
     of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
-    grads = Gradients(
-        head.new_hidden_gradient() if need_hidden else None,
-        torch.empty_like(weight, dtype=head.dtype, memory_format=torch.contiguous_format) if need_weight else None,
-        torch.empty_like(bias, dtype=head.dtype) if need_bias else None,
-    )
+    grads = head.new_gradients(head.dtype, hidden=need_hidden, weight=need_weight, bias=need_bias)
     logprob_options = LogprobOptions(temperature, MASKED)
     needs_gradient = need_hidden or need_weight or need_bias
     for group in groups_for_gradients(head, grads.weight) if needs_gradient else groups_for_results(head):
@@ -287,8 +282,9 @@ def _forward(
         of_loss = forward_pass(of_group(flat_log_prob), [of_group(value) for value in flat_policy], options, need_grad=True)
         dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
         group.gradients(
-            head, operand, targets[tokens], logprob_options, rows, dlog_prob, None, grads.of_tokens(tokens), first=tokens.start == 0
-        )
+            head, operand, targets[tokens], logprob_options, dlog_prob, None, rows.entropy, rows.state,
+            grads.of_tokens(tokens), first=tokens.start == 0,
+        )  # fmt: skip
 
     whole["entropy"] = entropy if shaped else None
     loss, stats = forward_pass(log_prob, policy, whole, need_grad=False)[:2]

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from maspo_ext.logits.checks import is_outside
+
 
 class Rows(NamedTuple):
     """What ``torch.ops.maspo.logprob_forward`` returns of a part, or of the whole."""
@@ -67,7 +69,7 @@ class PartsInTurn:
         self.largest: Tensor | None = None
 
     def add(self, part: Rows, first_word: int, words: int) -> None:
-        has_target = (self.target >= first_word) & (self.target < first_word + words)
+        has_target = ~is_outside(self.target - first_word, words)
         self.dtype = part.log_prob.dtype
         if self.largest is None:
             self.largest = part.largest

@@ -31,7 +31,7 @@ class _Shard(NamedTuple):
     all_words: int
 
     def has(self, target: Tensor) -> Tensor:
-        return (target >= self.first_word) & (target < self.first_word + self.words)
+        return ~checks.is_outside(target - self.first_word, self.words)
 
 
 def vocab_parallel_logprob(

@@ -69,3 +69,11 @@ def test_minus_zero_and_zero_are_two_advantages(device):
     batch = uniform_batch(device=device)
     batch["advantages"][2, ::2] = -0.0
     assert_same_bits_with_a_strided_mask(batch)
+
+
+@pytest.mark.parametrize("mask_dtype", MASK_DTYPES[1:], ids=str)
+def test_all_tokens_count_twice(mask_dtype, device):
+    batch = uniform_batch(mask_dtype=mask_dtype, device=device)
+    batch["response_mask"] *= 2
+    assert_same_bits_with_a_strided_mask(batch)
+    assert_close(run(batch, loss_agg_mode="token-sum"), run(batch, reference, loss_agg_mode="token-sum"), 1e-5)
