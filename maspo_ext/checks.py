@@ -244,9 +244,13 @@ def _check_other_shape(
 
 
 def check_options(
-    ref_log_prob: torch.Tensor | None, kl_type: str, kl_coef: float, rollout_is_lower: float | None, rollout_is_upper: float | None,
+    has_ref: bool,
+    kl_type: str,
+    kl_coef: float,
+    rollout_is_lower: float | None,
+    rollout_is_upper: float | None,
     has_weights: bool,
-) -> None:  # fmt: skip
+) -> None:
     """The KL term and the bounds of the rollout's importance weights."""
     if kl_type.removesuffix("+") not in KL_TYPES:
         raise ValueError(
@@ -258,7 +262,7 @@ def check_options(
             )
         )
     check_non_negative("kl_coef", kl_coef, "It weighs the KL term; verl's default is 0.001.")
-    if kl_coef != 0 and ref_log_prob is None:
+    if kl_coef != 0 and not has_ref:
         raise ValueError(
             message(
                 "ref_log_prob",

@@ -10,7 +10,7 @@ import torch
 from maspo_ext import checks
 from maspo_ext.config import config_for
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import local_bapo_sums, loss_of
+from maspo_ext.ops import local_bapo_sums, loss_of, prepared
 from maspo_ext.stats import PolicyLossStats, stat_names
 
 
@@ -103,34 +103,35 @@ def policy_loss(
     """
     method = config_for(ratio_mode, config, hyper)
     tensors = (log_prob, old_log_prob, advantages, response_mask)
-    shared = {
+    bapo_sums = None
+    if all_reduce_sums is not None:
+        bapo_sums = _reduced_sums(
+            method, tensors, all_reduce_sums, entropy=entropy, entropy_alpha=entropy_alpha, entropy_kappa=entropy_kappa,
+            cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,
+        )  # fmt: skip
+    options = {
+        **as_op_takes(method, rollout_is_threshold, loss_agg_mode),
+        "rollout_is_weights": rollout_is_weights,
+        "dp_size": dp_size,
+        "batch_num_tokens": batch_num_tokens,
+        "global_batch_size": global_batch_size,
+        "loss_scale_factor": loss_scale_factor,
+        "bapo_sums": bapo_sums,
+        "dual_clip": dual_clip,
         "entropy": entropy,
         "entropy_alpha": entropy_alpha,
         "entropy_kappa": entropy_kappa,
+        "ref_log_prob": ref_log_prob,
+        "kl_type": kl_type,
+        "kl_coef": kl_coef,
         "cu_seqlens": cu_seqlens,
         "max_seqlen": max_seqlen,
     }
-    options = loss_options(
-        method,
-        rollout_is_weights=rollout_is_weights,
-        rollout_is_threshold=rollout_is_threshold,
-        loss_agg_mode=loss_agg_mode,
-        dp_size=dp_size,
-        batch_num_tokens=batch_num_tokens,
-        global_batch_size=global_batch_size,
-        loss_scale_factor=loss_scale_factor,
-        dual_clip=dual_clip,
-        ref_log_prob=ref_log_prob,
-        kl_type=kl_type,
-        kl_coef=kl_coef,
-        bapo_sums=_reduced_sums(method, tensors, shared, all_reduce_sums),
-        **shared,
-    )
     if torch.compiler.is_compiling():
         loss, stats = torch.ops.maspo.loss(*tensors, **options, **method.op_keywords(ratio_mode))
     else:
         # The op's own kernel, without the way to it: the dispatcher's share of a small batch's time is large.
-        loss, stats = loss_of(method, ratio_mode, *tensors, **options)
+        loss, stats = loss_of(log_prob, *prepared(method, ratio_mode, *tensors, **options))
     names = stat_names(
         ratio_mode,
         entropy_adv=entropy is not None,
@@ -140,23 +141,18 @@ def policy_loss(
     return PolicyLossOutput(loss, PolicyLossStats(stats, names))
 
 
-def loss_options(
-    method: MethodConfig, *, rollout_is_threshold: Any = None, loss_agg_mode: str | None = None, **others: Any
-) -> dict[str, Any]:
-    """The op's keywords for those of :func:`policy_loss`, which are the same but for these; hyper-parameters apart."""
+def as_op_takes(method: MethodConfig, rollout_is_threshold: Any, loss_agg_mode: str | None) -> dict[str, Any]:
+    """The keywords of ``torch.ops.maspo.loss`` for the two of :func:`policy_loss` that it takes in another form."""
     rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
     return {
-        **others,
         "rollout_is_lower": rollout_is_lower,
         "rollout_is_upper": rollout_is_upper,
         "loss_agg_mode": method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
     }
 
 
-def _reduced_sums(method, tensors, shared, all_reduce_sums) -> torch.Tensor | None:
-    """BAPO's sums after the caller's reduction over ranks; None where the op takes its own."""
-    if all_reduce_sums is None:
-        return None
+def _reduced_sums(method, tensors, all_reduce_sums, **shared) -> torch.Tensor:
+    """BAPO's sums after the caller's reduction over ranks."""
     if not isinstance(method, BapoConfig):
         raise ValueError(
             f"maspo_ext: all_reduce_sums: expected None for {type(method).__name__}, got {all_reduce_sums!r}. Only bapo has sums: drop it."

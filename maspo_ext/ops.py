@@ -6,7 +6,6 @@ Schemas and defaults: ``csrc/torch/schemas.cpp``. Importing this module register
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch.library import Library, register_fake
@@ -15,7 +14,7 @@ from maspo_ext import checks
 from maspo_ext.config import config_class_of
 from maspo_ext.derivatives import is_known_one, may_be_reused, refuse_forward_mode, without_second
 from maspo_ext.methods import BapoConfig, MaspoConfig
-from maspo_ext.methods.entropy_adv import check_entropy_adv
+from maspo_ext.scalars import scalar_keywords
 from maspo_ext.stats import NUM_STATS
 
 # Registrations live as long as this object.
@@ -79,10 +78,7 @@ def prepared(
     max_seqlen=None,
     of="log_prob",
 ):
-    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo`` after its search.
-
-    What has its default in ``loss_forward`` is left out: the dispatcher takes a third of a microsecond for each argument.
-    """
+    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo`` after its search."""
     checks.check_tensors(
         log_prob,
         old_log_prob,
@@ -95,53 +91,40 @@ def prepared(
         max_seqlen,
         of,
     )
-    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
-    checks.check_options(
-        ref_log_prob, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, rollout_is_weights is not None
+    scalars = scalar_keywords(
+        config,
+        ratio_mode,
+        rollout_is_weights is not None,
+        entropy is not None,
+        ref_log_prob is not None,
+        loss_agg_mode,
+        dp_size,
+        batch_num_tokens,
+        global_batch_size,
+        loss_scale_factor,
+        dual_clip,
+        entropy_alpha,
+        entropy_kappa,
+        kl_type,
+        kl_coef,
+        rollout_is_lower,
+        rollout_is_upper,
     )
-    entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa)
-
+    tensors = (old_log_prob, advantages, response_mask)
     shared = {}
     if entropy is not None:
-        shared |= {"entropy": entropy, "entropy_alpha": entropy_alpha, "entropy_kappa": entropy_kappa}
+        shared |= {"entropy": entropy} | {name: scalars[name] for name in ("entropy_alpha", "entropy_kappa")}
     if cu_seqlens is not None:
         shared |= {"cu_seqlens": _as_int64(cu_seqlens), "max_seqlen": max_seqlen}
-    tensors = (old_log_prob, advantages, response_mask)
-    keywords = {
-        **shared,
-        **_of_config(config, dual_clip),
-        "loss_agg_mode": loss_agg_mode,
-        "dp_size": dp_size,
-    }
-    if ref_log_prob is not None:
-        keywords |= {
-            "ref_log_prob": ref_log_prob,
-            "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
-            "kl_coef": kl_coef,
-        }
+    keywords = {**scalars, **shared}
     for name, value in (
         ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size)),
         ("rollout_is_weights", rollout_is_weights),
-        ("rollout_is_lower", rollout_is_lower),
-        ("rollout_is_upper", rollout_is_upper),
-        ("batch_num_tokens", batch_num_tokens),
-        ("global_batch_size", global_batch_size),
-        ("loss_scale_factor", loss_scale_factor),
+        ("ref_log_prob", ref_log_prob),
     ):
         if value is not None:
             keywords[name] = value
     return tensors, keywords
-
-
-@functools.lru_cache(maxsize=256)
-def _of_config(config, dual_clip):
-    """What ``loss_forward`` is told of the method."""
-    return {
-        "method": config.method,
-        "hyper": config.kernel_hyper(),
-        "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
-        "dual_clip": dual_clip or config.dual_clip,
-    }
 
 
 def forward_pass(log_prob, tensors, keywords, need_grad):
@@ -149,9 +132,8 @@ def forward_pass(log_prob, tensors, keywords, need_grad):
     return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=need_grad)
 
 
-def loss_of(config, ratio_mode, log_prob, *tensors, **options):
-    """``maspo::loss`` for a config object: ``(loss, stats)``, differentiable in log_prob."""
-    tensors, keywords = prepared(config, ratio_mode, log_prob, *tensors, **options)
+def loss_of(log_prob, tensors, keywords):
+    """``maspo::loss`` of what ``prepared`` gave: ``(loss, stats)``, differentiable in log_prob."""
     refuse_forward_mode("log_prob", log_prob, "loss", _TWIN)
     if torch.is_grad_enabled() and log_prob.requires_grad:
         return _Loss.apply(log_prob, tensors, keywords)
@@ -161,12 +143,11 @@ def loss_of(config, ratio_mode, log_prob, *tensors, **options):
 def _loss(log_prob, old_log_prob, advantages, response_mask, **keywords):
     """Kernel of ``maspo::loss`` on every device. The dispatcher drops the keywords at their default."""
     config, ratio_mode = take_config(keywords)
-    return loss_of(config, ratio_mode, log_prob, old_log_prob, advantages, response_mask, **keywords)
+    return loss_of(log_prob, *prepared(config, ratio_mode, log_prob, old_log_prob, advantages, response_mask, **keywords))
 
 
 _library.impl("loss", _loss, "CompositeImplicitAutograd")
 
-_ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
 _NAMED_DEFAULTS = {name: field.default for name, field in MaspoConfig.__dataclass_fields__.items()}
 
 
@@ -198,30 +179,6 @@ def _config(ratio_mode, named, hyper):
 def _checked(config_class, hyper):
     """The config of these values; a step's call repeats the one before, and the checks take longer than a small loss."""
     return config_class.from_hyper(hyper)
-
-
-def _entropy_adv(config, ratio_mode, entropy, entropy_alpha, entropy_kappa):
-    """``(alpha, kappa)`` of the entropy's part in the advantages: the method's own, or those of the call."""
-    of_method = config.entropy_adv()
-    if of_method is not None:
-        if entropy is None:
-            raise ValueError(
-                f"maspo_ext: entropy: expected a tensor for ratio_mode={ratio_mode!r}, got None. Pass the entropy of each token, [B, T]."
-            )
-        if (entropy_alpha, entropy_kappa) != _ENTROPY_DEFAULTS:
-            raise ValueError(
-                f"maspo_ext: entropy_alpha, entropy_kappa: expected the defaults for ratio_mode={ratio_mode!r}, got {entropy_alpha!r}, "
-                f"{entropy_kappa!r}. Its own alpha and kappa are hyper-parameters of the mode."
-            )
-        return of_method
-    if (entropy_alpha, entropy_kappa) == _ENTROPY_DEFAULTS:
-        return _ENTROPY_DEFAULTS
-    check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
-    if entropy_alpha != 0 and entropy is None:
-        raise ValueError(
-            f"maspo_ext: entropy: expected a tensor, since entropy_alpha = {entropy_alpha!r}, got None. Pass the entropy of each token, [B, T]."
-        )
-    return entropy_alpha, entropy_kappa
 
 
 def _as_int64(cu_seqlens):

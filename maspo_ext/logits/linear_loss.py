@@ -12,7 +12,7 @@ from torch.library import Library, register_fake
 from maspo_ext.checks import check_tensors
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_second
-from maspo_ext.functional import loss_options, policy_loss
+from maspo_ext.functional import as_op_takes, policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
 from maspo_ext.logits.groups import LogprobOptions, groups_for_gradients, groups_for_results
@@ -122,15 +122,16 @@ def linear_loss(
         return LinearLossOutput(loss, stats, log_prob.detach(), entropy.detach())
     if options.pop("all_reduce_sums", None) is not None:
         raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
+    threshold = options.pop("rollout_is_threshold", None)
+    options |= as_op_takes(method, threshold, options.pop("loss_agg_mode", None))
     loss, stats, log_prob, entropy = torch.ops.maspo.linear_loss(
-        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget,
-        **loss_options(method, **options), **method.op_keywords(ratio_mode),
+        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, **options, **method.op_keywords(ratio_mode)
     )  # fmt: skip
     names = stat_names(
         ratio_mode,
         entropy_adv=shaped,
         ref_kl=options.get("ref_log_prob") is not None,
-        rollout_is=options.get("rollout_is_threshold") is not None,
+        rollout_is=threshold is not None,
     )
     stats = _with_invalid_targets(PolicyLossStats(stats, names), target, response_mask, weight)
     return LinearLossOutput(loss, stats, log_prob, entropy)

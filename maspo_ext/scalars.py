@@ -1,0 +1,111 @@
+"""What a call of the loss says besides its tensors: checked, and as keywords of ``torch.ops.maspo.loss_forward``."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from maspo_ext import checks
+from maspo_ext.methods import MethodConfig
+from maspo_ext.methods.entropy_adv import check_entropy_adv
+
+_ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
+
+
+def scalar_keywords(*call: Any) -> dict[str, Any]:
+    """:func:`_keywords`, kept, since a step's call repeats the one before and the checks take longer than a small loss."""
+    try:
+        return _kept(*call)
+    except TypeError:
+        # Nothing to look it up by, as a SymInt of torch.compile, or what the checks refuse: they say so themselves.
+        pass
+    return _keywords(*call)
+
+
+def _keywords(
+    config: MethodConfig,
+    ratio_mode: str,
+    has_weights: bool,
+    has_entropy: bool,
+    has_ref: bool,
+    loss_agg_mode: str,
+    dp_size: int,
+    batch_num_tokens: int | None,
+    global_batch_size: int | None,
+    loss_scale_factor: float | None,
+    dual_clip: bool,
+    entropy_alpha: float,
+    entropy_kappa: float,
+    kl_type: str,
+    kl_coef: float,
+    rollout_is_lower: float | None,
+    rollout_is_upper: float | None,
+) -> dict[str, Any]:
+    """The keywords, which nobody may change.
+
+    What has its default in ``loss_forward`` is left out: the dispatcher takes a third of a microsecond for each argument.
+
+    Args:
+        has_weights, has_entropy, has_ref: whether the call has ``rollout_is_weights``, ``entropy`` and ``ref_log_prob``.
+        loss_agg_mode, ...: those of ``torch.ops.maspo.loss``.
+
+    Raises:
+        TypeError, ValueError: a scalar is wrong, or belongs to a tensor that is not there.
+    """
+    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    checks.check_options(has_ref, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, has_weights)
+    entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, has_entropy, entropy_alpha, entropy_kappa)
+    keywords = {
+        "method": config.method,
+        "hyper": config.kernel_hyper(),
+        "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
+        "dual_clip": dual_clip or config.dual_clip,
+        "loss_agg_mode": loss_agg_mode,
+        "dp_size": dp_size,
+    }
+    if has_entropy:
+        keywords |= {"entropy_alpha": entropy_alpha, "entropy_kappa": entropy_kappa}
+    if has_ref:
+        keywords |= {
+            "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
+            "kl_coef": kl_coef,
+        }
+    optional = {
+        "rollout_is_lower": rollout_is_lower,
+        "rollout_is_upper": rollout_is_upper,
+        "batch_num_tokens": batch_num_tokens,
+        "global_batch_size": global_batch_size,
+        "loss_scale_factor": loss_scale_factor,
+    }
+    return keywords | {name: value for name, value in optional.items() if value is not None}
+
+
+# By the types, too: a True is no number of ranks, though it equals 1.
+_kept = functools.lru_cache(maxsize=256, typed=True)(_keywords)
+
+
+def _entropy_adv(
+    config: MethodConfig, ratio_mode: str, has_entropy: bool, entropy_alpha: float, entropy_kappa: float
+) -> tuple[float, float]:
+    """``(alpha, kappa)`` of the entropy's part in the advantages: the method's own, or those of the call."""
+    of_method = config.entropy_adv()
+    if of_method is not None:
+        if not has_entropy:
+            raise ValueError(
+                f"maspo_ext: entropy: expected a tensor for ratio_mode={ratio_mode!r}, got None. Pass the entropy of each token, [B, T]."
+            )
+        if (entropy_alpha, entropy_kappa) != _ENTROPY_DEFAULTS:
+            raise ValueError(
+                f"maspo_ext: entropy_alpha, entropy_kappa: expected the defaults for ratio_mode={ratio_mode!r}, got {entropy_alpha!r}, "
+                f"{entropy_kappa!r}. Its own alpha and kappa are hyper-parameters of the mode."
+            )
+        return of_method
+    if (entropy_alpha, entropy_kappa) == _ENTROPY_DEFAULTS:
+        return _ENTROPY_DEFAULTS
+    check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
+    if entropy_alpha != 0 and not has_entropy:
+        raise ValueError(
+            f"maspo_ext: entropy: expected a tensor, since entropy_alpha = {entropy_alpha!r}, got None. Pass the entropy of each token, [B, T]."
+        )
+    return entropy_alpha, entropy_kappa
