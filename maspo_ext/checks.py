@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import torch
 
-LOSS_AGG_MODES = (
-    "token-mean",
-    "token-sum",
-    "seq-mean-token-sum",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum-norm",
-)
 # verl's names of the KL estimates, two for some, and the kernels' name of each.
 KL_TYPES = {"k1": "k1", "kl": "k1", "abs": "abs", "k2": "k2", "mse": "k2", "k3": "k3", "low_var_kl": "k3"}
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -24,48 +20,74 @@ def message(what: str, expected: str, got: Any, remedy: str) -> str:
     return f"maspo_ext: {what}: expected {expected}, got {got}. {remedy}"
 
 
+def did_you_mean(name: Any, names: Iterable[str], otherwise: str) -> str:
+    """A remedy for a misspelt name."""
+    close = get_close_matches(str(name).lower(), list(names), n=1)
+    return f"Did you mean {close[0]}?" if close else otherwise
+
+
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def check_number(name: str, value: Any, expected: str, ok: bool, remedy: str) -> None:
-    """Raise TypeError if ``value`` is no finite real number, ValueError if it is one and not ``ok``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+_SYMBOLIC = (torch.SymInt, torch.SymFloat)  # of torch.compile
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a real number: Python's, NumPy's or a symbol for one, and no bool."""
+    return isinstance(value, (Real, *_SYMBOLIC)) and not isinstance(value, bool)
+
+
+def check_number(
+    name: str, value: Any, expected: str, test: Callable[[Any], bool], remedy: str, *, infinite: bool = False
+) -> None:
+    """Raise TypeError if ``value`` is no real number, ValueError if it is one that fails the test, is NaN or, unless allowed, inf."""
+    if not _is_number(value):
         raise TypeError(message(name, f"a number, {expected}", f"{value!r} ({type(value).__name__})", remedy))
-    if isinstance(value, float) and not math.isfinite(value):
-        expected += " and finite"
-        ok = False
-    if not ok:
-        raise ValueError(message(name, expected, repr(value), remedy))
-
-
-def _compare(value: Any, test: Any) -> bool:
-    """``test(value)``, or True where value is no number: check_number then reports the type."""
-    return test(value) if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) else True
+    if not isinstance(value, _SYMBOLIC) and not math.isfinite(value) and not (infinite and value > 0):
+        expected += " and finite" if not infinite else " (inf for no bound)"
+    elif test(value):
+        return
+    raise ValueError(message(name, expected, repr(value), remedy))
 
 
 def check_positive(name: str, value: Any, remedy: str) -> None:
-    check_number(name, value, "> 0", _compare(value, lambda v: v > 0), remedy)
+    check_number(name, value, "> 0", lambda v: v > 0, remedy)
 
 
 def check_non_negative(name: str, value: Any, remedy: str) -> None:
-    check_number(name, value, ">= 0", _compare(value, lambda v: v >= 0), remedy)
+    check_number(name, value, ">= 0", lambda v: v >= 0, remedy)
 
 
-def check_above(name: str, value: Any, bound: float, remedy: str) -> None:
-    check_number(name, value, f"> {bound!r}", _compare(value, lambda v: v > bound), remedy)
+def check_above(name: str, value: Any, bound: float, remedy: str, *, infinite: bool = False) -> None:
+    check_number(name, value, f"> {bound!r}", lambda v: v > bound, remedy, infinite=infinite)
 
 
 def _bound(name: str, bound: float) -> str:
     return f"{name} = {bound!r}" if name else repr(bound)
 
 
-def check_at_least(name: str, value: Any, bound_name: str, bound: float, remedy: str) -> None:
-    check_number(name, value, f">= {_bound(bound_name, bound)}", _compare(value, lambda v: v >= bound), remedy)
+def check_at_least(
+    name: str, value: Any, bound_name: str, bound: float, remedy: str, *, infinite: bool = False
+) -> None:
+    check_number(name, value, f">= {_bound(bound_name, bound)}", lambda v: v >= bound, remedy, infinite=infinite)
 
 
 def check_at_most(name: str, value: Any, bound_name: str, bound: float, remedy: str) -> None:
-    check_number(name, value, f"<= {_bound(bound_name, bound)}", _compare(value, lambda v: v <= bound), remedy)
+    check_number(name, value, f"<= {_bound(bound_name, bound)}", lambda v: v <= bound, remedy)
+
+
+def whole_number(name: str, value: Any, least: int, remedy: str) -> int:
+    """A count as an int, from what may be a float, as of ``mask.sum().item()`` for a float mask.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not whole, or below ``least``.
+    """
+    check_number(
+        name, value, f"a whole number >= {least}", lambda v: v >= least and (isinstance(v, torch.SymInt) or v == int(v)), remedy
+    )
+    return value if isinstance(value, torch.SymInt) else int(value)
 
 
 def check_bool(name: str, value: Any, remedy: str) -> None:
@@ -82,42 +104,65 @@ def check_agg_mode(loss_agg_mode: str) -> None:
                 "loss_agg_mode",
                 f"one of {', '.join(LOSS_AGG_MODES)}",
                 repr(loss_agg_mode),
-                "Choose one of verl's five modes.",
+                did_you_mean(loss_agg_mode, LOSS_AGG_MODES, "Choose one of verl's five modes."),
             )
         )
 
 
-def check_aggregation(
+# The count that a mode divides by, besides those of this call's mask.
+_COUNT_OF_MODE = {
+    "token-mean": "batch_num_tokens",
+    "token-sum": None,
+    "seq-mean-token-sum": "global_batch_size",
+    "seq-mean-token-mean": "global_batch_size",
+    "seq-mean-token-sum-norm": "global_batch_size",
+}
+LOSS_AGG_MODES = tuple(_COUNT_OF_MODE)
+
+
+def aggregation_keywords(
     loss_agg_mode: str,
     dp_size: int,
     batch_num_tokens: int | None,
     global_batch_size: int | None,
     loss_scale_factor: float | None,
-) -> None:
-    """The aggregation mode and the counts it divides by."""
+) -> dict[str, Any]:
+    """The aggregation mode and the counts that it divides by, without those that are None."""
     check_agg_mode(loss_agg_mode)
-    check_positive("dp_size", dp_size, "It is the number of data-parallel ranks whose gradients are averaged.")
-    for name, count in (("batch_num_tokens", batch_num_tokens), ("global_batch_size", global_batch_size)):
+    of_ranks = "It is the number of data-parallel ranks whose gradients are averaged."
+    keywords = {"loss_agg_mode": loss_agg_mode, "dp_size": whole_number("dp_size", dp_size, 1, of_ranks)}
+    counts = {"batch_num_tokens": batch_num_tokens, "global_batch_size": global_batch_size}
+    for name, count in counts.items():
         if count is not None:
-            check_non_negative(
-                name, count, "It is a count over all data-parallel ranks and micro-batches; None counts locally."
-            )
+            of_count = "It is a count over all data-parallel ranks and micro-batches; None counts locally."
+            keywords[name] = whole_number(name, count, 0, of_count)
     if loss_scale_factor is not None:
-        check_positive(
-            "loss_scale_factor", loss_scale_factor, "It divides the sequence sums; None takes the padded width T."
-        )
-    needed = {"token-mean": ("batch_num_tokens", batch_num_tokens), "token-sum": ("", 0)}.get(
-        loss_agg_mode, ("global_batch_size", global_batch_size)
-    )
-    if dp_size > 1 and needed[1] is None:
+        remedy = "It divides the sequence sums; None takes the padded width T."
+        check_positive("loss_scale_factor", loss_scale_factor, remedy)
+        keywords["loss_scale_factor"] = loss_scale_factor
+    needed = _COUNT_OF_MODE[loss_agg_mode]
+    if needed is None or counts[needed] is not None:
+        return keywords
+    if dp_size > 1:
         raise ValueError(
             message(
-                needed[0],
+                needed,
                 f"the count over all {dp_size} data-parallel ranks, since dp_size > 1 and loss_agg_mode is {loss_agg_mode!r}",
                 None,
                 "Sum the local counts over the ranks (all_reduce) and pass the result: the op runs no collective of its own.",
             )
         )
+    for name, count in counts.items():
+        if count is not None:
+            raise ValueError(
+                message(
+                    needed,
+                    f"the count of the global batch, since {name} is given and loss_agg_mode={loss_agg_mode!r} does not divide by that",
+                    None,
+                    f"Pass {needed}, or neither for a batch that is not split.",
+                )
+            )
+    return keywords
 
 
 def check_tensor(
@@ -125,10 +170,13 @@ def check_tensor(
 ) -> None:
     """Type, dtype and, unless None, device, which is that of ``of``."""
     if not isinstance(value, torch.Tensor):
-        raise TypeError(message(name, "a torch.Tensor", type(value).__name__, "Convert it with torch.as_tensor."))
+        remedy = "It is required: pass one." if value is None else "Convert it with torch.as_tensor."
+        if isinstance(value, torch.nn.Module):
+            remedy = "Pass its .weight, and its .bias as bias."
+        raise TypeError(message(name, "a torch.Tensor", type(value).__name__, remedy))
     if value.dtype not in dtypes:
         raise TypeError(
-            message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({_names(dtypes[:1])}).")
+            message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({dtypes[0]}).")
         )
     if device is not None and value.device != device:
         raise ValueError(
@@ -153,7 +201,10 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
             message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
                      "The op cannot read it from cu_seqlens without waiting for the device.")
         )  # fmt: skip
-    check_non_negative("max_seqlen", max_seqlen, "It is the length of the longest sequence.")
+    remedy = "It is the length of the longest sequence."
+    if not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
+        raise TypeError(message("max_seqlen", "an int", f"{max_seqlen!r} ({type(max_seqlen).__name__})", remedy))
+    check_non_negative("max_seqlen", max_seqlen, remedy)
 
 
 _REQUIRED = frozenset(("old_log_prob", "advantages", "response_mask"))
@@ -252,7 +303,7 @@ def check_options(
     has_weights: bool,
 ) -> None:
     """The KL term and the bounds of the rollout's importance weights."""
-    if kl_type.removesuffix("+") not in KL_TYPES:
+    if not isinstance(kl_type, str) or kl_type.removesuffix("+") not in KL_TYPES:
         raise ValueError(
             message(
                 "kl_type",

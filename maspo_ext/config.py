@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from maspo_ext.checks import did_you_mean, message
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 
 _DEFAULTS = {ratio_mode: config_class() for ratio_mode, config_class in RATIO_MODES.items()}
@@ -17,7 +19,12 @@ def config_class_of(ratio_mode: Any) -> type[MethodConfig]:
     """
     if not isinstance(ratio_mode, str) or ratio_mode not in RATIO_MODES:
         raise ValueError(
-            f"maspo_ext: ratio_mode: expected one of {', '.join(RATIO_MODES)}, got {ratio_mode!r}. Choose one of these."
+            message(
+                "ratio_mode",
+                f"one of {', '.join(RATIO_MODES)}",
+                repr(ratio_mode),
+                did_you_mean(ratio_mode, RATIO_MODES, "Choose one of these."),
+            )
         )
     return RATIO_MODES[ratio_mode]
 
@@ -50,12 +57,44 @@ def _fields_of(config_class: type[MethodConfig], hyper: dict[str, Any]) -> dict[
     for name, value in hyper.items():
         field = name if name in config_class.__dataclass_fields__ else config_class.aliases.get(name, name)
         if field in fields:
-            raise TypeError(f"maspo_ext: policy_loss: expected {field} once, got it also as {name}. Drop one of them.")
+            raise TypeError(
+                f"maspo_ext: policy_loss: expected {field} once, got it twice, of which one under a name of the reference "
+                f"implementations ({', '.join(hyper)}). Drop one of them."
+            )
         fields[field] = value
     unknown = sorted(set(fields) - set(config_class.__dataclass_fields__))
     if unknown:
         raise TypeError(
-            f"maspo_ext: policy_loss: expected keywords of {config_class.__name__} "
-            f"({', '.join(config_class.__dataclass_fields__)}), got {', '.join(unknown)}. Check the spelling."
+            message(
+                "policy_loss",
+                f"keywords of {config_class.__name__} ({', '.join(config_class.__dataclass_fields__)}), or those of policy_loss itself",
+                ", ".join(unknown),
+                _remedy_of_unknown(unknown[0], config_class),
+            )
         )
     return fields
+
+
+# What others call it.
+_ELSEWHERE = {
+    "beta": "kl_coef",
+    "delta": "clip_ratio_c",
+    "epsilon": "clip_ratio_low and clip_ratio_high",
+    "epsilon_low": "clip_ratio_low",
+    "epsilon_high": "clip_ratio_high",
+    "mask": "response_mask",
+    "reduction": "loss_agg_mode",
+}
+
+
+def _remedy_of_unknown(name: str, config_class: type[MethodConfig]) -> str:
+    """What was meant, as far as the name shows it."""
+    from maspo_ext.functional import policy_loss  # which needs this module
+
+    if name in _ELSEWHERE:
+        return f"Did you mean {_ELSEWHERE[name]}?"
+    options = [option for option in inspect.signature(policy_loss).parameters if option != "hyper"]
+    close = did_you_mean(name, [*config_class.__dataclass_fields__, *options], "")
+    modes = [mode for mode, other in RATIO_MODES.items() if name in other.__dataclass_fields__]
+    of_modes = f"It belongs to ratio_mode={' or '.join(map(repr, modes))}." if modes else "Check the spelling."
+    return of_modes if modes or not close else close

@@ -53,3 +53,35 @@ def refuse_forward_mode(name: str, value: torch.Tensor | None, op: str, alternat
             f"maspo_ext: torch.ops.maspo.{op} has no forward-mode derivative: expected {name} without a tangent, got a dual "
             f"tensor. Use reverse mode (loss.backward()), or {alternative}."
         )
+
+
+# Whether a call is within torch.func's grad, vmap or the like; what torch's own autograd.Function asks.
+is_transformed = torch._C._are_functorch_transforms_active
+
+
+def needs_dispatcher() -> bool:
+    """Whether a call has to go through its op, which torch.compile puts into a graph and torch.func transforms.
+
+    Otherwise the op's kernel is called at once: the dispatcher's share of a small batch's time is large, and its errors for a
+    value of the wrong type do not say what to do.
+    """
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def refuse_transforms(op: str, alternative: str) -> None:
+    """Before a gradient is asked for: torch.func's own error speaks of what a user cannot change."""
+    if is_transformed():
+        raise NotImplementedError(
+            f"maspo_ext: torch.ops.maspo.{op} has no derivative by torch.func: expected a plain call, got one within grad, vjp, "
+            f"jacrev or the like. Use loss.backward() or torch.autograd.grad, or {alternative}."
+        )
+
+
+def refuse_gradient_of_old(trained: str, old_log_prob: torch.Tensor | None) -> None:
+    """Where nothing is trained but the old policy would be: two tensors of one shape that were swapped."""
+    if torch.is_grad_enabled() and old_log_prob is not None and old_log_prob.requires_grad:
+        raise ValueError(
+            f"maspo_ext: old_log_prob: expected a tensor without gradient, since {trained} not require one, got one that requires grad. "
+            "The policy that is trained comes first and the old one second (verl's own losses have it the other way round): swap "
+            "them, or pass old_log_prob.detach()."
+        )

@@ -9,9 +9,10 @@ import torch
 
 from maspo_ext import checks
 from maspo_ext.config import config_for
+from maspo_ext.derivatives import needs_dispatcher
 from maspo_ext.methods import BapoConfig, MethodConfig
 from maspo_ext.ops import local_bapo_sums, loss_of, prepared
-from maspo_ext.stats import PolicyLossStats, stat_names
+from maspo_ext.stats import PolicyLossStats, kept_stat_names, stat_names
 
 
 class PolicyLossOutput(NamedTuple):
@@ -28,7 +29,7 @@ class PolicyLossOutput(NamedTuple):
 
 def policy_loss(
     log_prob: torch.Tensor,
-    old_log_prob: torch.Tensor,
+    old_log_prob: torch.Tensor | None,
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
     *,
@@ -59,22 +60,25 @@ def policy_loss(
         log_prob: ``[B, T]``, log-probabilities (nats) of the response tokens under the policy that is trained; float32,
             float64, bfloat16 or float16; arithmetic is in float32 (float64 for float64). Any strides. With ``cu_seqlens``,
             here and below, ``[total_tokens]``.
-        old_log_prob: ``[B, T]``, the same under the policy that generated them.
+        old_log_prob: ``[B, T]``, the same under the policy that generated them; no gradient flows through it. None where that
+            is the policy that is trained (one update per batch): every ratio is 1.
         advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``; with ``cu_seqlens`` ``[total_tokens]`` or ``[B, 1]``.
         response_mask: ``[B, T]``, bool, integer or float; a weight per token. Where it is 0 no input is used, NaN included.
         ratio_mode: the method: ``maspo``, ``ppo`` (or ``grpo``, the same), ``clip_higher``, ``dac``, ``entropy_adv``, ``bapo`` or
             ``sapo``.
         config: its hyper-parameters, an object of ``maspo_ext.RATIO_MODES[ratio_mode]``; or give them as keywords.
-        rollout_is_weights: as ``advantages``; multiplies the token losses (statistics are without it).
+        rollout_is_weights: as ``advantages``; the importance ratio of the old policy to the rollout's, not its logarithm.
+            Multiplies the token losses (statistics are without it).
         rollout_is_threshold: bounds of these weights. One number truncates them there (TIS); two, as ``(lower, upper)`` or as
             ``"lower_upper"`` (verl's form), set those outside to 0 (IcePop).
         loss_agg_mode: ``token-mean``, ``token-sum``, ``seq-mean-token-sum``, ``seq-mean-token-mean`` or
             ``seq-mean-token-sum-norm``, as in verl 0.9.1; None: that of the method's reference, ``seq-mean-token-mean`` for
             ``sapo`` and ``token-mean`` for the others.
         dp_size: number of data-parallel ranks over which the trainer averages gradients.
-        batch_num_tokens: unmasked tokens of the global batch (all ranks and micro-batches); None: of this call. A 0 is taken
-            for an empty batch: with unmasked tokens in this call the loss is infinite.
-        global_batch_size: sequences of the global batch; None: those of this call with an unmasked token.
+        batch_num_tokens: unmasked tokens of the global batch (all ranks and micro-batches), which ``token-mean`` divides by;
+            None: of this call. A 0 is taken for an empty batch: with unmasked tokens in this call the loss is not finite.
+        global_batch_size: sequences of the global batch, which the ``seq-mean`` modes divide by; None: those of this call with
+            an unmasked token.
         loss_scale_factor: divisor of ``seq-mean-token-sum-norm``; None: T (``max_seqlen``).
         dual_clip: for ``A < 0`` count the ratio as at most ``clip_ratio_c``, a field of every config, without gradient
             beyond. Only ``maspo`` and ``sapo`` do not do so anyway.
@@ -102,6 +106,9 @@ def policy_loss(
     Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
     method = config_for(ratio_mode, config, hyper)
+    if old_log_prob is None:
+        checks.check_tensor("log_prob", log_prob, checks.FLOAT_DTYPES, None)
+        old_log_prob = log_prob.detach()
     tensors = (log_prob, old_log_prob, advantages, response_mask)
     bapo_sums = None
     if all_reduce_sums is not None:
@@ -109,9 +116,12 @@ def policy_loss(
             method, tensors, all_reduce_sums, entropy=entropy, entropy_alpha=entropy_alpha, entropy_kappa=entropy_kappa,
             cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,
         )  # fmt: skip
+    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
     options = {
-        **as_op_takes(method, rollout_is_threshold, loss_agg_mode),
         "rollout_is_weights": rollout_is_weights,
+        "rollout_is_lower": rollout_is_lower,
+        "rollout_is_upper": rollout_is_upper,
+        "loss_agg_mode": loss_agg_mode,
         "dp_size": dp_size,
         "batch_num_tokens": batch_num_tokens,
         "global_batch_size": global_batch_size,
@@ -127,12 +137,13 @@ def policy_loss(
         "cu_seqlens": cu_seqlens,
         "max_seqlen": max_seqlen,
     }
-    if torch.compiler.is_compiling():
+    if needs_dispatcher():
         loss, stats = torch.ops.maspo.loss(*tensors, **options, **method.op_keywords(ratio_mode))
+        names_of = stat_names
     else:
-        # The op's own kernel, without the way to it: the dispatcher's share of a small batch's time is large.
         loss, stats = loss_of(log_prob, *prepared(method, ratio_mode, *tensors, **options))
-    names = stat_names(
+        names_of = kept_stat_names
+    names = names_of(
         ratio_mode,
         entropy_adv=entropy is not None,
         ref_kl=ref_log_prob is not None,
@@ -141,21 +152,15 @@ def policy_loss(
     return PolicyLossOutput(loss, PolicyLossStats(stats, names))
 
 
-def as_op_takes(method: MethodConfig, rollout_is_threshold: Any, loss_agg_mode: str | None) -> dict[str, Any]:
-    """The keywords of ``torch.ops.maspo.loss`` for the two of :func:`policy_loss` that it takes in another form."""
-    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
-    return {
-        "rollout_is_lower": rollout_is_lower,
-        "rollout_is_upper": rollout_is_upper,
-        "loss_agg_mode": method.default_loss_agg_mode if loss_agg_mode is None else loss_agg_mode,
-    }
-
-
 def _reduced_sums(method, tensors, all_reduce_sums, **shared) -> torch.Tensor:
     """BAPO's sums after the caller's reduction over ranks."""
     if not isinstance(method, BapoConfig):
         raise ValueError(
             f"maspo_ext: all_reduce_sums: expected None for {type(method).__name__}, got {all_reduce_sums!r}. Only bapo has sums: drop it."
+        )
+    if not callable(all_reduce_sums):
+        raise TypeError(
+            f"maspo_ext: all_reduce_sums: expected a function of one tensor, got {all_reduce_sums!r}. torch.distributed.all_reduce is one."
         )
     checks.check_tensors(
         *tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,19 +10,41 @@ import torch
 from maspo_ext import checks
 from maspo_ext.config import config_for
 from maspo_ext.functional import PolicyLossOutput, policy_loss
+from maspo_ext.logits.checks import check_temperature, memory_budget_of
 from maspo_ext.logits.linear_loss import LinearLossOutput, linear_loss
 from maspo_ext.methods import MethodConfig
+from maspo_ext.scalars import scalar_keywords
+
+# Keywords of policy_loss that are settings of a run, with their defaults; the others are of a batch.
+_SETTINGS = {
+    name: inspect.signature(policy_loss).parameters[name].default
+    for name in (
+        "loss_agg_mode",
+        "loss_scale_factor",
+        "dual_clip",
+        "entropy_alpha",
+        "entropy_kappa",
+        "kl_type",
+        "kl_coef",
+        "rollout_is_threshold",
+    )
+}
 
 
 class PolicyLoss(torch.nn.Module):
-    """:func:`maspo_ext.policy_loss` with its method, hyper-parameters and aggregation fixed at construction.
+    """:func:`maspo_ext.policy_loss` with its settings fixed at construction.
 
     Args:
-        ratio_mode, config, loss_agg_mode, **hyper: as in :func:`maspo_ext.policy_loss`; checked here.
+        ratio_mode, config, loss_agg_mode: as in :func:`maspo_ext.policy_loss`.
+        **settings: hyper-parameters, and of that function's other keywords ``loss_scale_factor``, ``dual_clip``,
+            ``entropy_alpha``, ``entropy_kappa``, ``kl_type``, ``kl_coef`` and ``rollout_is_threshold``.
 
     ``forward(log_prob, old_log_prob, advantages, response_mask, **options)`` takes the tensors and, per call, the other
-    keywords of :func:`maspo_ext.policy_loss` (``rollout_is_weights``, ``dp_size``, ``entropy``, ``cu_seqlens``, ...). It has no
-    parameters.
+    keywords of :func:`maspo_ext.policy_loss` (``rollout_is_weights``, ``dp_size``, ``entropy``, ``cu_seqlens``, ...), or one of
+    the settings but for the hyper-parameters, for this call alone. It has no parameters.
+
+    Raises:
+        TypeError, ValueError: a setting is wrong; here, and not at the first batch.
     """
 
     def __init__(
@@ -29,43 +52,62 @@ class PolicyLoss(torch.nn.Module):
         ratio_mode: str = "maspo",
         config: MethodConfig | None = None,
         loss_agg_mode: str | None = None,
-        **hyper: Any,
+        **settings: Any,
     ) -> None:
         super().__init__()
+        settings["loss_agg_mode"] = loss_agg_mode
         self.ratio_mode = ratio_mode
-        self.config = config_for(ratio_mode, config, hyper)
-        if loss_agg_mode is not None:
-            checks.check_agg_mode(loss_agg_mode)
-        self.loss_agg_mode = loss_agg_mode
+        self.config = config_for(ratio_mode, config, {k: v for k, v in settings.items() if k not in _SETTINGS})
+        self.options = {name: value for name, value in settings.items() if name in _SETTINGS}
+        _check_settings(ratio_mode, self.config, **(_SETTINGS | self.options))
+
+    def _keywords(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Those of the function, for one call."""
+        fixed = [name for name in options if name in ("ratio_mode", "config", *self.config.__dataclass_fields__)]
+        if fixed:
+            raise TypeError(
+                checks.message(
+                    type(self).__name__,
+                    "the method and its hyper-parameters at construction",
+                    f"{', '.join(fixed)} in a call",
+                    "Make another module, or call the function.",
+                )
+            )
+        return {"ratio_mode": self.ratio_mode, "config": self.config, **self.options, **options}
 
     def forward(
         self,
         log_prob: torch.Tensor,
-        old_log_prob: torch.Tensor,
+        old_log_prob: torch.Tensor | None,
         advantages: torch.Tensor,
         response_mask: torch.Tensor,
         **options: Any,
     ) -> PolicyLossOutput:
-        return policy_loss(
-            log_prob,
-            old_log_prob,
-            advantages,
-            response_mask,
-            ratio_mode=self.ratio_mode,
-            config=self.config,
-            loss_agg_mode=self.loss_agg_mode,
-            **options,
-        )
+        return policy_loss(log_prob, old_log_prob, advantages, response_mask, **self._keywords(options))
 
     def extra_repr(self) -> str:
-        return f"ratio_mode={self.ratio_mode!r}, loss_agg_mode={self.loss_agg_mode!r}, config={self.config}"
+        return ", ".join(
+            f"{name}={value!r}"
+            for name, value in {"ratio_mode": self.ratio_mode, "config": self.config, **self.options}.items()
+        )
+
+
+def _check_settings(
+    ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, loss_scale_factor: float | None, **scalars: Any
+) -> None:
+    """As the function would for a batch with every tensor."""
+    lower, upper = checks.parse_threshold(rollout_is_threshold)
+    scalar_keywords(
+        config, ratio_mode, True, True, True, scalars["loss_agg_mode"], 1, None, None, loss_scale_factor,
+        *(scalars[name] for name in ("dual_clip", "entropy_alpha", "entropy_kappa", "kl_type", "kl_coef")), lower, upper,
+    )  # fmt: skip
 
 
 class LinearPolicyLoss(PolicyLoss):
     """:func:`maspo_ext.linear_loss`, from hidden states and the head's weight, with its settings fixed at construction.
 
     Args:
-        ratio_mode, config, loss_agg_mode, **hyper: as in :class:`PolicyLoss`.
+        ratio_mode, config, loss_agg_mode, **settings: as in :class:`PolicyLoss`.
         temperature, memory_budget: as in :func:`maspo_ext.linear_loss`.
 
     ``forward(hidden, weight, target, old_log_prob, advantages, response_mask, bias=None, **options)`` takes the model's last
@@ -85,18 +127,19 @@ class LinearPolicyLoss(PolicyLoss):
         *,
         temperature: float = 1.0,
         memory_budget: int | None = None,
-        **hyper: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(ratio_mode, config, loss_agg_mode, **hyper)
+        super().__init__(ratio_mode, config, loss_agg_mode, **settings)
+        check_temperature(temperature)
         self.temperature = temperature
-        self.memory_budget = memory_budget
+        self.memory_budget = memory_budget_of(memory_budget)
 
     def forward(
         self,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         target: torch.Tensor,
-        old_log_prob: torch.Tensor,
+        old_log_prob: torch.Tensor | None,
         advantages: torch.Tensor,
         response_mask: torch.Tensor,
         bias: torch.Tensor | None = None,
@@ -112,10 +155,7 @@ class LinearPolicyLoss(PolicyLoss):
             temperature=self.temperature,
             bias=bias,
             memory_budget=self.memory_budget,
-            ratio_mode=self.ratio_mode,
-            config=self.config,
-            loss_agg_mode=self.loss_agg_mode,
-            **options,
+            **self._keywords(options),
         )
 
     def extra_repr(self) -> str:

@@ -12,7 +12,14 @@ from torch.library import Library, register_fake
 
 from maspo_ext import checks
 from maspo_ext.config import config_class_of
-from maspo_ext.derivatives import is_known_one, may_be_reused, refuse_forward_mode, without_second
+from maspo_ext.derivatives import (
+    is_known_one,
+    may_be_reused,
+    refuse_forward_mode,
+    refuse_gradient_of_old,
+    refuse_transforms,
+    without_second,
+)
 from maspo_ext.methods import BapoConfig, MaspoConfig
 from maspo_ext.scalars import scalar_keywords
 from maspo_ext.stats import NUM_STATS
@@ -59,7 +66,7 @@ def prepared(
     response_mask,
     *,
     rollout_is_weights=None,
-    loss_agg_mode="token-mean",
+    loss_agg_mode=None,
     dp_size=1,
     batch_num_tokens=None,
     global_batch_size=None,
@@ -136,8 +143,11 @@ def loss_of(log_prob, tensors, keywords):
     """``maspo::loss`` of what ``prepared`` gave: ``(loss, stats)``, differentiable in log_prob."""
     refuse_forward_mode("log_prob", log_prob, "loss", _TWIN)
     if torch.is_grad_enabled() and log_prob.requires_grad:
+        refuse_transforms("loss", _TWIN)
         return _Loss.apply(log_prob, tensors, keywords)
-    return forward_pass(log_prob, tensors, keywords, need_grad=False)[:2]
+    refuse_gradient_of_old("log_prob does", tensors[0])
+    with torch.no_grad():  # whatever the others require, there is no way back to them
+        return forward_pass(log_prob, tensors, keywords, need_grad=False)[:2]
 
 
 def _loss(log_prob, old_log_prob, advantages, response_mask, **keywords):

@@ -85,7 +85,7 @@ def loss(
     adv_high: float = 10.0,
     beta_pos: float = 0.03,
     beta_neg: float = 0.03,
-    loss_agg_mode: str = "token-mean",
+    loss_agg_mode: str | None = None,
     dp_size: int = 1,
     batch_num_tokens: int | None = None,
     global_batch_size: int | None = None,
@@ -165,7 +165,10 @@ def loss(
         inputs.append(unmasked(ref_log_prob))
         ref_kl = kl_penalty(new, inputs[-1], kl_type)
         token_loss = token_loss + kl_coef * ref_kl
-    total = aggregate(token_loss, mask, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    total = aggregate(
+        token_loss, mask, loss_agg_mode or config.default_loss_agg_mode, dp_size, batch_num_tokens, global_batch_size,
+        loss_scale_factor,
+    )  # fmt: skip
 
     with torch.no_grad():
         tokens = mask.sum(dtype=torch.float64)

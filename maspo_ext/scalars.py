@@ -29,7 +29,7 @@ def _keywords(
     has_weights: bool,
     has_entropy: bool,
     has_ref: bool,
-    loss_agg_mode: str,
+    loss_agg_mode: str | None,
     dp_size: int,
     batch_num_tokens: int | None,
     global_batch_size: int | None,
@@ -53,7 +53,12 @@ def _keywords(
     Raises:
         TypeError, ValueError: a scalar is wrong, or belongs to a tensor that is not there.
     """
-    checks.check_aggregation(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    if loss_agg_mode is None:
+        loss_agg_mode = config.default_loss_agg_mode
+    aggregation = checks.aggregation_keywords(
+        loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor
+    )
+    checks.check_bool("dual_clip", dual_clip, "It bounds the ratio of tokens with a negative advantage.")
     checks.check_options(has_ref, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, has_weights)
     entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, has_entropy, entropy_alpha, entropy_kappa)
     keywords = {
@@ -61,8 +66,7 @@ def _keywords(
         "hyper": config.kernel_hyper(),
         "clip_ratio_c": config.clip_ratio_c if dual_clip or config.reports_dual_clip else math.inf,
         "dual_clip": dual_clip or config.dual_clip,
-        "loss_agg_mode": loss_agg_mode,
-        "dp_size": dp_size,
+        **aggregation,
     }
     if has_entropy:
         keywords |= {"entropy_alpha": entropy_alpha, "entropy_kappa": entropy_kappa}
@@ -71,14 +75,10 @@ def _keywords(
             "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
             "kl_coef": kl_coef,
         }
-    optional = {
-        "rollout_is_lower": rollout_is_lower,
-        "rollout_is_upper": rollout_is_upper,
-        "batch_num_tokens": batch_num_tokens,
-        "global_batch_size": global_batch_size,
-        "loss_scale_factor": loss_scale_factor,
-    }
-    return keywords | {name: value for name, value in optional.items() if value is not None}
+    for name, bound in (("rollout_is_lower", rollout_is_lower), ("rollout_is_upper", rollout_is_upper)):
+        if bound is not None:
+            keywords[name] = bound
+    return keywords
 
 
 # By the types, too: a True is no number of ranks, though it equals 1.

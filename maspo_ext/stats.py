@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from maspo_ext.methods import RATIO_MODES
+from maspo_ext.config import config_class_of
 
 _OF_CLIP = ("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower")
 METHOD_SLOTS = 5
@@ -23,7 +23,6 @@ INVALID_TARGETS = "actor/invalid_target_count"
 NUM_STATS = len(_OF_CLIP) + METHOD_SLOTS + len(_OF_RATIO) + 3
 
 
-@functools.lru_cache(maxsize=64)
 def stat_names(
     ratio_mode: str = "maspo", *, entropy_adv: bool = False, ref_kl: bool = False, rollout_is: bool = False
 ) -> tuple[str | None, ...]:
@@ -32,8 +31,11 @@ def stat_names(
     Args:
         ratio_mode: the method; a key of ``maspo_ext.RATIO_MODES``.
         entropy_adv, ref_kl, rollout_is: whether the call had ``entropy``, ``ref_log_prob``, or a bound of the rollout's weights.
+
+    Raises:
+        ValueError: there is no such mode.
     """
-    config_class = RATIO_MODES[ratio_mode]
+    config_class = config_class_of(ratio_mode)
     of_method = config_class.stat_names + (None,) * (METHOD_SLOTS - len(config_class.stat_names))
     of_options = (
         "actor/entropy_adv_bonus" if entropy_adv else None,
@@ -41,6 +43,10 @@ def stat_names(
         "actor/rollout_is_outside_frac" if rollout_is else None,
     )
     return _OF_CLIP + of_method + _OF_RATIO + of_options
+
+
+# The same; torch.compile, which cannot keep anything, warns of it.
+kept_stat_names = functools.lru_cache(maxsize=64)(stat_names)
 
 
 class PolicyLossStats(NamedTuple):

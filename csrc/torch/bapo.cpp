@@ -48,8 +48,8 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
   const int64_t count = candidate_count(params.candidates);
   const auto run = [&](Tiling tiling, auto pass) {
     params.tiling = tiling;
-    Tensor units = torch::stable::new_empty(log_prob, {tiling.units, count}, ScalarType::Double);
-    Tensor sums = torch::stable::new_empty(log_prob, {count}, ScalarType::Double);
+    Tensor units = new_contiguous(log_prob, {tiling.units, count}, ScalarType::Double);
+    Tensor sums = new_contiguous(log_prob, {count}, ScalarType::Double);
     params.units = data_of<double>(units);
     params.sums = data_of<double>(sums);
     pass();
@@ -76,7 +76,7 @@ Tensor bapo_bounds(Tensor sums, std::vector<double> lower, std::vector<double> u
   STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.is_contiguous() && sums.dim() == 1 &&
                       sums.size(0) == candidate_count(candidates),
                   "maspo: bapo_bounds takes what bapo_sums returned for the same candidates");
-  Tensor bounds = torch::stable::new_empty(sums, {kNumClipBounds}, ScalarType::Double);
+  Tensor bounds = new_contiguous(sums, {kNumClipBounds}, ScalarType::Double);
   const auto* data = static_cast<const double*>(sums.const_data_ptr());
 #if defined(MASPO_WITH_CUDA)
   if (sums.is_cuda()) {

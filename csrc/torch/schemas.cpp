@@ -2,7 +2,8 @@
 //
 //   maspo::loss           what users call: differentiable in log_prob. Its kernel is maspo_ext/ops.py, which checks the
 //                         arguments and calls those below. The named hyper-parameters are MASPO's; any other ratio_mode
-//                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/).
+//                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/). Without
+//                         loss_agg_mode, that of the method's reference.
 //   maspo::loss_forward   loss, statistics, d loss / d log_prob, and the scale of each row. On a GPU, where one pass does it
 //                         all, that derivative (dlogp) still lacks the scale. `method` is a name of csrc/core/methods.h;
 //                         checks only what memory safety needs, not ranges.
@@ -21,11 +22,11 @@
 //   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2", "avx512" or "neon".
 #include <torch/csrc/stable/library.h>
 
-#define MASPO_POLICY "Tensor old_log_prob, Tensor advantages, Tensor response_mask"
-#define MASPO_TENSORS "Tensor log_prob, " MASPO_POLICY
-#define MASPO_AGGREGATION                                                                           \
-  "str loss_agg_mode=\"token-mean\", int dp_size=1, SymInt? batch_num_tokens=None, "                \
-  "SymInt? global_batch_size=None, float? loss_scale_factor=None"
+#define MASPO_REWARDED "Tensor advantages, Tensor response_mask"
+#define MASPO_TENSORS "Tensor log_prob, Tensor old_log_prob, " MASPO_REWARDED
+#define MASPO_COUNTS                                                                                \
+  "int dp_size=1, SymInt? batch_num_tokens=None, SymInt? global_batch_size=None, "                  \
+  "float? loss_scale_factor=None"
 #define MASPO_ENTROPY "Tensor? entropy=None, float entropy_alpha=0.0, float entropy_kappa=2.0"
 #define MASPO_PACKED "Tensor? cu_seqlens=None, SymInt? max_seqlen=None"
 #define MASPO_OPTIONS                                                                               \
@@ -35,12 +36,12 @@
 #define MASPO_LOSS_KEYWORDS                                                                         \
   "Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, float sigma_high=10.0, " \
   "float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, float beta_neg=0.03, "              \
-  MASPO_AGGREGATION ", bool gate_gradient=False, float clip_ratio_low=0.2, "                        \
-  "float clip_ratio_high=0.2, float clip_ratio_c=3.0, str ratio_mode=\"maspo\", float[] hyper=[], " \
-  "Tensor? bapo_sums=None, " MASPO_OPTIONS
+  "str? loss_agg_mode=None, " MASPO_COUNTS                                                          \
+  ", bool gate_gradient=False, float clip_ratio_low=0.2, float clip_ratio_high=0.2, "               \
+  "float clip_ratio_c=3.0, str ratio_mode=\"maspo\", float[] hyper=[], Tensor? bapo_sums=None, " MASPO_OPTIONS
 #define MASPO_KERNEL_KEYWORDS                                                                       \
   "str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "                \
-  "Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_OPTIONS
+  "Tensor? clip_bounds=None, str loss_agg_mode=\"token-mean\", " MASPO_COUNTS ", " MASPO_OPTIONS
 #define MASPO_LOSS_BACKWARD "Tensor grad_loss, Tensor dlogp, Tensor row_scale"
 
 // Which words of which vocabulary the logits are.
@@ -49,6 +50,8 @@
 #define MASPO_LOGPROB_BACKWARD                                                                      \
   "Tensor dlog_prob, Tensor? dentropy, Tensor logits, Tensor target, Tensor entropy, Tensor state, " MASPO_WORDS
 #define MASPO_LINEAR "Tensor hidden, Tensor weight, Tensor target"
+// Without old_log_prob, the policy that is trained is the old one.
+#define MASPO_LINEAR_LOSS MASPO_LINEAR ", Tensor? old_log_prob, " MASPO_REWARDED
 #define MASPO_HEAD "float temperature=1.0, Tensor? bias=None, *, int? memory_budget=None"
 #define MASPO_NEEDED "bool need_hidden=True, bool need_weight=True, bool need_bias=False"
 #define MASPO_GRADS "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
@@ -75,9 +78,9 @@ STABLE_TORCH_LIBRARY(maspo, m) {
         ", int ignore_index, " MASPO_SHARD ") -> (Tensor log_prob, Tensor entropy, Tensor state)");
   m.def("linear_logprob_backward(Tensor dlog_prob, Tensor? dentropy, " MASPO_LINEAR ", Tensor entropy, Tensor state, "
         MASPO_HEAD ", int ignore_index, " MASPO_SHARD ", " MASPO_NEEDED ") -> (" MASPO_GRADS ")");
-  m.def("linear_loss(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS
+  m.def("linear_loss(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy)");
-  m.def("linear_loss_forward(" MASPO_LINEAR ", " MASPO_POLICY ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS
+  m.def("linear_loss_forward(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS
         ", bool shaped=False, " MASPO_NEEDED
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy, " MASPO_GRADS ")");
   m.def("cpu_isa() -> str");

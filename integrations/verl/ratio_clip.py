@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import field as dataclass_field
 from dataclasses import fields, make_dataclass
-from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 from verl.base_config import BaseConfig
 
-from maspo_ext.checks import LOSS_AGG_MODES
+from maspo_ext.checks import LOSS_AGG_MODES, did_you_mean
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 
 from .ratio_modes import FUSED, PPO
@@ -36,12 +35,6 @@ _ENTROPY_ADV_KEYS = ("entropy_adv_alpha", "entropy_adv_kappa")
 def key_error(key: str, expected: str, got: Any, remedy: str) -> ValueError:
     """The error of a config key, in one line: Hydra shows errors by their repr."""
     return ValueError(f"maspo_ext: {key}: expected {expected}, got {got!r}. {remedy}")
-
-
-def did_you_mean(name: Any, names: Any, otherwise: str) -> str:
-    """A remedy for a misspelt name."""
-    close = get_close_matches(str(name).lower(), list(names), n=1)
-    return f"Did you mean {close[0]}?" if close else otherwise
 
 
 def from_actor(ratio_mode: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import FLOAT_DTYPES, check_tensor, message, check_positive
+from maspo_ext.checks import FLOAT_DTYPES, check_positive, check_tensor, message, whole_number
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."
@@ -14,6 +14,18 @@ _OVER_ROWS = "Targets are the words of the response, one per row: shift them aga
 
 def check_temperature(temperature: Any) -> None:
     check_positive("temperature", temperature, "It divides the logits; 1.0 leaves them as they are.")
+
+
+def memory_budget_of(memory_budget: Any) -> int | None:
+    """The budget of a call, checked, in bytes."""
+    if memory_budget is None:
+        return None
+    return whole_number("memory_budget", memory_budget, 1, "It is in bytes; None takes the default of the device.")
+
+
+def check_ignore_index(ignore_index: Any) -> None:
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(message("ignore_index", "an int", repr(ignore_index), "-100 is the default; no word is ignored where no target has it."))  # fmt: skip
 
 
 def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, of: str) -> None:
@@ -63,8 +75,8 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: Any) -
 
 
 def check_head(
-    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, temperature: Any, bias: torch.Tensor | None, memory_budget: int | None
-) -> None:  # fmt: skip
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, temperature: Any, bias: torch.Tensor | None
+) -> None:
     """The arguments that the ops from hidden states share."""
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if value is not None:
@@ -88,8 +100,6 @@ def check_head(
         )
     check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     check_temperature(temperature)
-    if memory_budget is not None:
-        check_positive("memory_budget", memory_budget, "It is in bytes; None takes the default of the device.")
 
 
 def check_tokens(hidden: torch.Tensor, packed: bool) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
 from maspo_ext.logits import checks
 from maspo_ext.logits.groups import LogprobOptions, group_of_all, groups_for_results
 from maspo_ext.logits.head import Head
@@ -50,10 +50,9 @@ def linear_logprob(
 
     Source: ``FusedLinearForPPO`` of verl 0.9.1 (``utils/experimental/torch_functional.py``).
     """
+    op = torch.ops.maspo.linear_logprob if needs_dispatcher() else _linear_logprob
     return LogprobOutput(
-        *torch.ops.maspo.linear_logprob(
-            hidden, weight, target, temperature, bias, ignore_index=ignore_index, memory_budget=memory_budget
-        )
+        *op(hidden, weight, target, temperature, bias, ignore_index=ignore_index, memory_budget=memory_budget)
     )
 
 
@@ -94,12 +93,14 @@ def _linear_logprob(
     hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index=IGNORE_INDEX
 ):
     """Kernel of ``maspo::linear_logprob`` on every device."""
-    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    checks.check_head(hidden, weight, target, temperature, bias)
+    checks.check_ignore_index(ignore_index)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_logprob", _TWIN)
     target = as_target(target)
-    keywords = {"memory_budget": memory_budget, "ignore_index": ignore_index}
+    keywords = {"memory_budget": checks.memory_budget_of(memory_budget), "ignore_index": ignore_index}
     if asks_for_gradient(hidden, weight, bias):
+        refuse_transforms("linear_logprob", _TWIN)
         return _LinearLogprob.apply(hidden, weight, target, temperature, bias, keywords)
     return torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **keywords)[:2]
 

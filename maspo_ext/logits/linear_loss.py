@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.checks import check_tensors
+from maspo_ext.checks import check_tensors, parse_threshold
 from maspo_ext.config import config_for
-from maspo_ext.derivatives import is_known_one, refuse_forward_mode, without_second
-from maspo_ext.functional import as_op_takes, policy_loss
+from maspo_ext.derivatives import (
+    is_known_one,
+    needs_dispatcher,
+    refuse_forward_mode,
+    refuse_gradient_of_old,
+    refuse_transforms,
+    without_second,
+)
+from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
 from maspo_ext.logits.groups import LogprobOptions, groups_for_gradients, groups_for_results
@@ -63,7 +70,7 @@ def linear_loss(
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
-    old_log_prob: Tensor,
+    old_log_prob: Tensor | None,
     advantages: Tensor,
     response_mask: Tensor,
     *,
@@ -86,7 +93,8 @@ def linear_loss(
         hidden, weight, target, temperature, bias, memory_budget: as of :func:`maspo_ext.linear_logprob`, ``hidden``
             ``[B, T, H]`` and ``target`` ``[B, T]``; with ``cu_seqlens`` ``[total_tokens, H]`` and ``[total_tokens]``. Masked
             tokens are not used, whatever their target.
-        old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`, but for
+        old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`; without
+            ``old_log_prob`` (None) it is the ``log_prob`` made here. But for
             ``entropy``: where the advantages are shaped by it (``ratio_mode="entropy_adv"``, ``entropy_alpha``), it is the
             one made here.
 
@@ -107,10 +115,10 @@ def linear_loss(
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
     if isinstance(method, BapoConfig):
-        checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+        checks.check_head(hidden, weight, target, temperature, bias)
         packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
-        check_tensors(hidden[..., 0], *policy, **packed, of="target")
+        check_tensors(hidden[..., 0], *_with_old(policy, hidden[..., 0]), **packed, of="target")
         target = _masked(target, response_mask)
         log_prob, entropy = linear_logprob(
             hidden, weight, target, temperature, bias, ignore_index=MASKED, memory_budget=memory_budget
@@ -123,8 +131,9 @@ def linear_loss(
     if options.pop("all_reduce_sums", None) is not None:
         raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
     threshold = options.pop("rollout_is_threshold", None)
-    options |= as_op_takes(method, threshold, options.pop("loss_agg_mode", None))
-    loss, stats, log_prob, entropy = torch.ops.maspo.linear_loss(
+    options["rollout_is_lower"], options["rollout_is_upper"] = parse_threshold(threshold)
+    op = torch.ops.maspo.linear_loss if needs_dispatcher() else _linear_loss
+    loss, stats, log_prob, entropy = op(
         hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, **options, **method.op_keywords(ratio_mode)
     )  # fmt: skip
     names = stat_names(
@@ -135,6 +144,11 @@ def linear_loss(
     )
     stats = _with_invalid_targets(PolicyLossStats(stats, names), target, response_mask, weight)
     return LinearLossOutput(loss, stats, log_prob, entropy)
+
+
+def _with_old(policy: tuple[Tensor | None, ...], otherwise: Tensor) -> tuple[Tensor, ...]:
+    """``policy`` (old_log_prob first), with another tensor where the policy that is trained is the old one."""
+    return policy if policy[0] is not None else (otherwise, *policy[1:])
 
 
 def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
@@ -204,7 +218,7 @@ def _linear_loss(
     hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *, memory_budget=None, **keywords
 ):  # fmt: skip
     """Kernel of ``maspo::linear_loss`` on every device."""
-    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    checks.check_head(hidden, weight, target, temperature, bias)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
     _refuse_entropy(keywords)
@@ -218,17 +232,20 @@ def _linear_loss(
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
     like = hidden[..., 0]
-    policy, keywords = prepared(
-        config, ratio_mode, like, old_log_prob, advantages, response_mask,
-        entropy=like if shaped else None, of="target", **keywords,
-    )  # fmt: skip
+    policy = (old_log_prob, advantages, response_mask)
+    _, keywords = prepared(
+        config, ratio_mode, like, *_with_old(policy, like), entropy=like if shaped else None, of="target", **keywords
+    )
     keywords |= {"entropy": None, "shaped": shaped}
     target = _masked(target, response_mask)
-    keywords["memory_budget"] = memory_budget
+    keywords["memory_budget"] = checks.memory_budget_of(memory_budget)
     if asks_for_gradient(hidden, weight, bias):
+        refuse_transforms("linear_loss", _TWIN)
         return _LinearLoss.apply(hidden, weight, bias, target, policy, temperature, keywords)
+    refuse_gradient_of_old("hidden and weight do", old_log_prob)
     none = {"need_hidden": False, "need_weight": False, "need_bias": False}
-    return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
+    with torch.no_grad():
+        return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
 
 
 def _forward(
@@ -251,8 +268,9 @@ def _forward(
             return value.reshape(-1, 1).expand(target.shape).reshape(-1)
         return value.reshape(-1).repeat_interleave(cu_seqlens.diff(), output_size=target.numel())
 
-    # The scale of a row depends on the mask alone: the old policy stands for the new one, which is not known yet.
-    row_scale = forward_pass(old_log_prob, policy, whole, need_grad=False)[3].to(head.dtype)
+    # The scale of a row depends on the mask alone: another tensor stands for the new policy, which is not known yet.
+    stand_in = torch.zeros_like(target, dtype=head.dtype) if old_log_prob is None else old_log_prob
+    row_scale = forward_pass(stand_in, _with_old(policy, stand_in), whole, need_grad=False)[3].to(head.dtype)
     half = half_scale(head, row_scale)
     token_scale = per_token((row_scale if half is None else row_scale / half).unsqueeze(-1))
 
@@ -280,7 +298,8 @@ def _forward(
             **_OF_ONE_GROUP,
             "entropy": of_group(flat_entropy) if shaped else None,
         }
-        of_loss = forward_pass(of_group(flat_log_prob), [of_group(value) for value in flat_policy], options, need_grad=True)
+        new = of_group(flat_log_prob)
+        of_loss = forward_pass(new, _with_old([of_group(value) for value in flat_policy], new), options, need_grad=True)
         dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
         group.gradients(
             head, operand, targets[tokens], logprob_options, dlog_prob, None, rows.entropy, rows.state,
@@ -288,7 +307,7 @@ def _forward(
         )  # fmt: skip
 
     whole["entropy"] = entropy if shaped else None
-    loss, stats = forward_pass(log_prob, policy, whole, need_grad=False)[:2]
+    loss, stats = forward_pass(log_prob, _with_old(policy, log_prob), whole, need_grad=False)[:2]
     results = grads.results(weight)
     if half is not None:
         results = tuple(grad.mul_(half) for grad in results)

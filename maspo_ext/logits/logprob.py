@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.library import Library, register_fake
 
-from maspo_ext.derivatives import refuse_forward_mode, without_second
+from maspo_ext.checks import check_bool
+from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
 from maspo_ext.logits import checks
 
 IGNORE_INDEX = -100  # as in torch.nn.functional.cross_entropy
@@ -61,10 +62,9 @@ def logprob(
 
     Source: ``log_softmax`` and ``logprobs_from_logits``, ``entropy_from_logits`` of verl 0.9.1 (``utils/torch_functional.py``).
     """
+    op = torch.ops.maspo.logprob if needs_dispatcher() else _logprob
     return LogprobOutput(
-        *torch.ops.maspo.logprob(
-            logits, target, temperature, ignore_index=ignore_index, inplace_backward=inplace_backward
-        )
+        *op(logits, target, temperature, ignore_index=ignore_index, inplace_backward=inplace_backward)
     )
 
 
@@ -106,10 +106,13 @@ class _Logprob(torch.autograd.Function):
 def _logprob(logits, target, temperature=1.0, *, ignore_index=IGNORE_INDEX, inplace_backward=False):
     """Kernel of ``maspo::logprob`` on every device."""
     checks.check_logits(logits, target, temperature)
+    checks.check_ignore_index(ignore_index)
+    check_bool("inplace_backward", inplace_backward, "True writes the gradient over the logits.")
     refuse_forward_mode("logits", logits, "logprob", _TWIN)
     target = as_target(target)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return torch.ops.maspo.logprob_forward(logits, target, temperature, ignore_index)[:2]
+    refuse_transforms("logprob", _TWIN)
     if inplace_backward:
         checks.check_inplace(logits)
     return _Logprob.apply(logits, target, temperature, ignore_index, inplace_backward)

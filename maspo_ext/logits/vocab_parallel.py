@@ -87,7 +87,9 @@ def vocab_parallel_linear_logprob(
     ``hidden`` is the same on all ranks, and its gradient is added over them. The rest is as of
     :func:`vocab_parallel_logprob` and :func:`maspo_ext.linear_logprob`.
     """
-    checks.check_head(hidden, weight, target, temperature, bias, memory_budget)
+    checks.check_head(hidden, weight, target, temperature, bias)
+    checks.check_ignore_index(ignore_index)
+    memory_budget = checks.memory_budget_of(memory_budget)
     shard = _shard(group, first_word, all_words, weight.shape[0])
     return LogprobOutput(
         *_LinearLogprob.apply(hidden, weight, bias, as_target(target), temperature, ignore_index, memory_budget, shard)

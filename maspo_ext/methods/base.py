@@ -108,7 +108,8 @@ class MethodConfig:
 
 
 def check_clip_ratio_c(clip_ratio_c: Any) -> None:
-    checks.check_above("clip_ratio_c", clip_ratio_c, 1, "It is the dual clip's bound; verl's default is 3.0.")
+    remedy = "It is the dual clip's bound; verl's default is 3.0, and inf switches it off."
+    checks.check_above("clip_ratio_c", clip_ratio_c, 1, remedy, infinite=True)
 
 
 def check_clip_ratios(clip_ratio_low: Any, clip_ratio_high: Any, clip_ratio_c: Any) -> None:

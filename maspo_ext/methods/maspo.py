@@ -63,6 +63,7 @@ class MaspoConfig(MethodConfig):
             "sigma_base",
             self.sigma_base,
             "It bounds the width from above; published: 10.0.",
+            infinite=True,
         )
         checks.check_positive(
             "adv_low", self.adv_low, "It bounds the advantage's factor of the width from below; published: 0.1."
@@ -73,6 +74,7 @@ class MaspoConfig(MethodConfig):
             "adv_low",
             self.adv_low,
             "It bounds the advantage's factor from above; published: 10.0.",
+            infinite=True,
         )
         checks.check_non_negative(
             "beta_pos", self.beta_pos, "It widens the gate with positive advantages; published: 0.03."

@@ -87,8 +87,8 @@ HEADS = [
     ({"bias": ones(V, dtype=torch.float64)}, TypeError, "bias", "dtype torch.float32", "torch.float64", "Cast"),
     ({"bias": ones(V + 1)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[31\]", "head's own"),
     ({"bias": ones(1, V)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[1, 30\]", "head's own"),
-    ({"memory_budget": 0}, ValueError, "memory_budget", "> 0", "0", "bytes"),
-    ({"memory_budget": -5}, ValueError, "memory_budget", "> 0", "-5", "bytes"),
+    ({"memory_budget": 0}, ValueError, "memory_budget", "a whole number >= 1", "0", "bytes"),
+    ({"memory_budget": -5}, ValueError, "memory_budget", "a whole number >= 1", "-5", "bytes"),
 ]
 TENSORS = [
     ({"old_log_prob": ones(4, 5)}, ValueError, "old_log_prob", r"\[4, 6\]", r"\[4, 5\]", "slice"),
@@ -100,16 +100,16 @@ TENSORS = [
 LOSSES = [
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
-    ({"eps_hihg": 0.2}, TypeError, "policy_loss", "keywords of MaspoConfig", "eps_hihg", "spelling"),
+    ({"sigma_hihg": 0.2}, TypeError, "policy_loss", "keywords of MaspoConfig", "sigma_hihg", "Did you mean sigma_high"),
     (
         {"ratio_mode": "dac", "eps_hihg": 0.2},
         TypeError,
         "policy_loss",
         r"keywords of DacConfig \(eps_low, eps_high",
         "eps_hihg",
-        "spelling",
+        "Did you mean eps_high",
     ),
-    ({"ratio_mode": "pppo"}, ValueError, "ratio_mode", "one of maspo", "'pppo'", "Choose"),
+    ({"ratio_mode": "pppo"}, ValueError, "ratio_mode", "one of maspo", "'pppo'", "Did you mean ppo"),
     ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "config class"),
     ({"alpha": -1.0}, ValueError, "alpha", ">= 0", "-1.0", ""),
     ({"loss_agg_mode": "mean"}, ValueError, "loss_agg_mode", "one of", "'mean'", "Choose"),
@@ -226,3 +226,50 @@ def test_statistics_with_targets_out_of_range():
             IndexError, match="target: expected words of the vocabulary.*got others at 3 of them.*tokenizer"
         ):
             counted.to_dict()
+
+
+OF_ANY_TYPE = [
+    ({"memory_budget": "128MiB"}, "memory_budget", "a whole number >= 1", "'128MiB'"),
+    ({"memory_budget": 1.5}, "memory_budget", "a whole number >= 1", "1.5"),
+    ({"temperature": None}, "temperature", "a number, > 0", "None"),
+    ({"temperature": torch.ones(4, 1)}, "temperature", "a number, > 0", "tensor"),
+    ({"bias": False}, "bias", "a torch.Tensor", "bool"),
+    ({"weight": torch.nn.Linear(H, V)}, "weight", "a torch.Tensor", r"Linear\. Pass its \.weight"),
+    ({"target": [[1] * 6] * 4}, "target", "a torch.Tensor", "list"),
+]
+OF_ROWS = [({"ignore_index": None}, "ignore_index", "an int", "None")]
+OF_LOSS = [
+    ({"response_mask": [[1] * 6] * 4}, "response_mask", "a torch.Tensor", "list"),
+    ({"batch_num_tokens": 7.5}, "batch_num_tokens", "a whole number >= 0", "7.5"),
+    ({"dual_clip": "yes"}, "dual_clip", "True or False", "'yes'"),
+]
+
+
+@pytest.mark.parametrize(
+    "function, arguments, wrong, what, expected, got",
+    [(maspo_ext.linear_logprob, head, *case) for case in OF_ANY_TYPE + OF_ROWS]
+    + [(maspo_ext.linear_loss, batch, *case) for case in OF_ANY_TYPE + OF_LOSS],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_no_value_of_the_wrong_type_gets_to_the_dispatcher(function, arguments, wrong, what, expected, got):
+    """Whose message is its schema."""
+    with pytest.raises((TypeError, ValueError), match=f"^maspo_ext: {what}: expected .*{expected}.*, got .*{got}"):
+        function(**arguments(**wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong, what", [({"ignore_index": None}, "ignore_index"), ({"inplace_backward": "yes"}, "inplace_backward"), ({"temperature": "1"}, "temperature")], ids=str
+)  # fmt: skip
+def test_logprob_of_the_wrong_type(wrong, what):
+    with pytest.raises(TypeError, match=f"^maspo_ext: {what}: expected"):
+        maspo_ext.logprob(ones(4, 6, V), ones(4, 6, dtype=int), **wrong)
+
+
+def test_a_budget_may_be_a_whole_float():
+    assert torch.equal(*(maspo_ext.linear_loss(**batch(memory_budget=budget)).loss for budget in (1e6, 10**6)))
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"memory_budget": 0}], ids=str)
+def test_the_module_checks_its_settings_when_made(wrong):
+    with pytest.raises(ValueError, match=f"maspo_ext: {next(iter(wrong))}: expected"):
+        maspo_ext.LinearPolicyLoss(**wrong)

@@ -289,3 +289,48 @@ def test_empty_batches(device):
         loss, stats, log_prob, entropy, *grads = run_loss(linear_loss, arguments)
         assert loss == 0 and log_prob.shape == entropy.shape == (rows, cols) and not stats.any()
         assert grads[0].shape == (rows, cols, 8) and not any(grad.any() for grad in grads)
+
+
+@every_budget
+@pytest.mark.parametrize("options", [{}, FRONT_OPTIONS], ids=["without options", "with options"])
+@every_mode
+def test_without_old_log_prob_the_policy_is_its_own(method, options, memory_budget, device):
+    """As with the log-probabilities of the same op: the same bits, and every ratio 1."""
+    for dtype in FLOAT_DTYPES:
+        arguments = batch_of(method, dtype, device)
+        head = {name: arguments[name] for name in (*HEAD, "target")}
+        target = torch.where(arguments["response_mask"] != 0, head.pop("target"), -100)
+        keywords = of_mode(method, **options) | {"memory_budget": memory_budget}
+        with torch.no_grad():
+            own, _ = maspo_ext.linear_logprob(**head, target=target, memory_budget=memory_budget)
+        actual = run_loss(linear_loss, {**arguments, "old_log_prob": None}, **keywords)
+        expected = run_loss(linear_loss, {**arguments, "old_log_prob": own}, **keywords)
+        assert_same_bits(actual, expected)
+        names = maspo_ext.stat_names(method.mode)
+        stats = dict(zip(names, actual[1].tolist(), strict=True))
+        assert stats["actor/ratio_min"] == stats["actor/ratio_max"] == 1.0 and stats["actor/ppo_kl"] == 0.0
+
+
+def test_without_old_log_prob_packed_and_as_a_module(device):
+    method = DEFAULT_METHODS["maspo"]
+    padded, of_tokens, _ = packed(batch_of(method, device=device), [6, 2, 0, 5], 6)
+    module = maspo_ext.LinearPolicyLoss(kl_coef=0.1)
+    results = [run_loss(module, {**arguments, "old_log_prob": None}) for arguments in (of_tokens, padded)]
+    assert_close(results[0][:1], results[1][:1], 1e-6)
+    assert results[0][4].any()
+
+
+def test_torch_compile_without_old_log_prob(device):
+    arguments = {**batch_of(DEFAULT_METHODS["maspo"], device=device), "old_log_prob": None}
+    eager = run_loss(linear_loss, arguments)
+    compiled = torch.compile(lambda **given: linear_loss(**given), fullgraph=True, backend="aot_eager")
+    assert_same_bits(run_loss(compiled, arguments), eager)
+
+
+def test_a_gradient_of_the_old_policy_alone_is_a_swap(device):
+    arguments = batch_of(DEFAULT_METHODS["maspo"], device=device)
+    arguments["old_log_prob"].requires_grad_()
+    with pytest.raises(ValueError, match="old_log_prob: expected a tensor without gradient, since hidden and weight do not require one"):
+        linear_loss(**arguments)
+    arguments = {**arguments, "old_log_prob": arguments["old_log_prob"].detach(), "advantages": arguments["advantages"].requires_grad_()}
+    assert not linear_loss(**arguments).loss.requires_grad

@@ -49,6 +49,8 @@ class Golden:
                 keywords["batch_num_tokens"] = int(self.meta["batch_response_len"])
         if impl != "verl091" and mode == "seq-mean-token-sum-norm":
             keywords["global_batch_size"] = 1  # these divide by T only
+        if keywords["loss_agg_mode"] == "token-mean" and "batch_num_tokens" not in keywords:
+            keywords.pop("global_batch_size", None)  # of no use to it, and refused
         return keywords
 
     def config(self) -> maspo_ext.methods.MethodConfig:

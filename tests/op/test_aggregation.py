@@ -8,8 +8,7 @@ from .cases import AGG_MODES, GLOBAL_COUNTS, assert_close, assert_same_bits, op,
 COUNTS = {
     "local": {},
     "global": GLOBAL_COUNTS,
-    "only tokens": {"batch_num_tokens": 977},
-    "only sequences": {"global_batch_size": 31},
+    "both": {"batch_num_tokens": 977, "global_batch_size": 31},
     "factor": {"loss_scale_factor": 3.5},
     "all": {**GLOBAL_COUNTS, "loss_scale_factor": 3.5},
 }
@@ -39,9 +38,10 @@ BY_HAND = [
     ("seq-mean-token-sum-norm", {"dp_size": 2, "global_batch_size": 5, "loss_scale_factor": 8}, -15 * 2 / 5 / 8),
     ("seq-mean-token-sum-norm", {"loss_scale_factor": 0.5}, -15 / 2 / 0.5),
     # Counts and factors that a mode has no use for.
-    ("token-mean", {"global_batch_size": 5, "loss_scale_factor": 8}, -15 / 4),
+    ("token-mean", {"loss_scale_factor": 8}, -15 / 4),
+    ("token-mean", {"batch_num_tokens": 10, "global_batch_size": 5}, -15 / 10),
     ("token-sum", {"batch_num_tokens": 10, "global_batch_size": 5, "loss_scale_factor": 8}, -15),
-    ("seq-mean-token-sum", {"batch_num_tokens": 10, "loss_scale_factor": 8}, -15 / 2),
+    ("seq-mean-token-sum", {"batch_num_tokens": 10, "global_batch_size": 5, "loss_scale_factor": 8}, -15 / 5),
 ]
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
+import numpy
 import pytest
 import torch
 
@@ -42,7 +43,13 @@ NUMBERS = [
 HYPER = ("sigma_base", "alpha", "sigma_high", "adv_low", "adv_high", "beta_pos", "beta_neg")
 HYPER += ("clip_ratio_low", "clip_ratio_high", "clip_ratio_c")
 # With sigma_base or adv_low = inf no upper bound is left, but the message is still about them, not about the bound.
-NUMBERS += [({name: value}, name, "", repr(value), "") for name in HYPER for value in (NAN, INF, -INF)]
+MAY_BE_INF = ("sigma_high", "adv_high", "clip_ratio_c")  # no bound
+NUMBERS += [
+    ({name: value}, name, "", repr(value), "")
+    for name in HYPER
+    for value in (NAN, INF, -INF)
+    if value != INF or name not in MAY_BE_INF
+]
 
 CLIP_NUMBERS = [
     ({"clip_ratio_low": -0.2}, "clip_ratio_low", ">= 0", "-0.2", "0.2"),
@@ -93,7 +100,10 @@ NUMBER_FIELDS = {
 for mode, rows in OF_MODES.items():
     # A list of its own, since some are shared. As above, what follows from an infinite field may be named instead of it.
     OF_MODES[mode] = rows + [
-        ({name: value}, name, "", repr(value), "") for name in NUMBER_FIELDS[mode] for value in (NAN, INF, -INF)
+        ({name: value}, name, "", repr(value), "")
+        for name in NUMBER_FIELDS[mode]
+        for value in (NAN, INF, -INF)
+        if value != INF or name != "clip_ratio_c"
     ]
 OF_MODES = [(mode, *row) for mode, rows in OF_MODES.items() for row in rows]
 
@@ -106,11 +116,28 @@ AGGREGATION = [
         "Choose",
     ),
     ({"loss_agg_mode": ""}, "loss_agg_mode", "one of token-mean", "''", "Choose"),
-    ({"loss_agg_mode": "Token-Mean"}, "loss_agg_mode", "one of token-mean", "'Token-Mean'", "Choose"),
-    ({"dp_size": 0}, "dp_size", "> 0", "0", "data-parallel ranks"),
-    ({"dp_size": -2}, "dp_size", "> 0", "-2", "data-parallel ranks"),
-    ({"batch_num_tokens": -1}, "batch_num_tokens", ">= 0", "-1", "None counts locally"),
-    ({"global_batch_size": -1}, "global_batch_size", ">= 0", "-1", "None counts locally"),
+    ({"loss_agg_mode": "Token-Mean"}, "loss_agg_mode", "one of token-mean", "'Token-Mean'", "Did you mean token-mean"),
+    ({"dp_size": 0}, "dp_size", "a whole number >= 1", "0", "data-parallel ranks"),
+    ({"dp_size": -2}, "dp_size", "a whole number >= 1", "-2", "data-parallel ranks"),
+    ({"batch_num_tokens": -1}, "batch_num_tokens", "a whole number >= 0", "-1", "None counts locally"),
+    ({"global_batch_size": -1}, "global_batch_size", "a whole number >= 0", "-1", "None counts locally"),
+    (
+        {"global_batch_size": 9},
+        "batch_num_tokens",
+        "count of the global batch, since global_batch_size is given and loss_agg_mode='token-mean' does not",
+        "None",
+        "or neither",
+    ),
+    *(
+        (
+            {"batch_num_tokens": 9, "loss_agg_mode": mode},
+            "global_batch_size",
+            f"count of the global batch, since batch_num_tokens is given and loss_agg_mode='{mode}' does not",
+            "None",
+            "or neither",
+        )
+        for mode in ("seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+    ),
     ({"loss_scale_factor": 0.0}, "loss_scale_factor", "> 0", "0.0", "width T"),
     ({"loss_scale_factor": NAN}, "loss_scale_factor", "> 0", "nan", "width T"),
     ({"dp_size": 2}, "batch_num_tokens", "count over all 2 data-parallel ranks.*'token-mean'", "None", "all_reduce"),
@@ -263,7 +290,7 @@ OPTIONS = [
         "ratio_mode",
         "one of maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo",
         "'MASPO'",
-        "Choose",
+        "Did you mean maspo",
     ),
     ({"ratio_mode": ""}, "ratio_mode", "one of maspo, ppo", "''", "Choose"),
     ({"max_seqlen": 6}, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens too"),
@@ -314,7 +341,7 @@ DTYPES += [
         "cu_seqlens",
         "dtype in int64, int32",
         f"torch.{str(dtype)[6:]}",
-        r"cu_seqlens\.to\(int64\)",
+        r"cu_seqlens\.to\(torch\.int64\)",
     )
     for dtype in (torch.int16, torch.float32, torch.bool)
 ]
@@ -336,7 +363,7 @@ DEVICES += [
 
 def explains(name, expected, got, remedy):
     got = re.escape(got) if not got.startswith("\\") else got
-    return rf"maspo_ext: {name}: expected .*{expected}.*, got {got}\. .*{remedy}.*\.$"
+    return rf"maspo_ext: {name}: expected .*{expected}.*, got {got}\. .*{remedy}.*[.?]$"
 
 
 def named(rows):
@@ -400,11 +427,13 @@ def test_wrong_dtype(wrong, name, expected, got, remedy):
         op(**{**random_batch(4, 6, dtype=torch.float32), **wrong})
 
 
-@pytest.mark.parametrize("name", ["old_log_prob", "advantages", "response_mask"])
+@pytest.mark.parametrize("name", ["log_prob", "old_log_prob", "advantages", "response_mask"])
 def test_a_tensor_that_must_be_there(name):
     batch = {**random_batch(4, 6, dtype=torch.float32), name: None}
     for function in (op, maspo_ext.policy_loss):
-        with pytest.raises(TypeError, match=explains(name, r"a torch\.Tensor", "NoneType", "torch.as_tensor")):
+        if name == "old_log_prob" and function is maspo_ext.policy_loss:
+            continue  # which takes log_prob for it
+        with pytest.raises(TypeError, match=explains(name, r"a torch\.Tensor", "NoneType", "required")):
             function(**batch)
 
 
@@ -467,13 +496,14 @@ FRONTS = {
 }
 ALL_MODES = "maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo"
 FRONT_ERRORS = [
-    ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Choose"),
+    ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Did you mean ppo\?"),
     ({"ratio_mode": None}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got None\. Choose"),
-    ({"ratio_mode": ["maspo"]}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got \['maspo'\]\. Choose"),
+    ({"ratio_mode": ["maspo"]}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got \['maspo'\]\. Did you mean maspo\?"),
     (
         {"alhpa": 0.3},
         TypeError,
-        r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), got alhpa\. Check the spelling",
+        r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), or those of policy_loss itself, got alhpa\. "
+        r"Did you mean alpha\?",
     ),
     (
         {"config": maspo_ext.MaspoConfig(), "alpha": 0.3},
@@ -486,14 +516,15 @@ FRONT_ERRORS = [
         r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Pass the config class",
     ),
     ({"alpha": -1.0}, ValueError, r"alpha: expected >= 0, got -1\.0\. "),
-    ({"sigma_high": INF}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 and finite, got inf\. "),
+    ({"sigma_high": NAN}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 \(inf for no bound\), got nan\. "),
     ({"loss_agg_mode": "mean"}, ValueError, r"loss_agg_mode: expected one of token-mean, .*, got 'mean'\. Choose"),
     *(
         (
             {"ratio_mode": mode, "sigma_bse": 1.0},
             TypeError,
             rf"policy_loss: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
-            r"got sigma_bse\. Check the spelling",
+            r"or those of policy_loss itself, got sigma_bse\. "
+            + (r"Did you mean sigma_base\?" if mode == "maspo" else "Check the spelling"),
         )
         for mode, method in DEFAULT_METHODS.items()
     ),
@@ -528,7 +559,7 @@ FRONT_ERRORS = [
     (
         {"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2},
         TypeError,
-        "policy_loss: expected clip_ratio_low once",
+        r"policy_loss: expected clip_ratio_low once, got it twice, .* \(clip_low, clip_ratio_low\)\. Drop",
     ),
     (
         {"ratio_mode": "sapo", "config": maspo_ext.SapoConfig(), "tau_pos": 0.3},
@@ -781,3 +812,83 @@ def test_broken_extension(library, source_tree, cause, remedy, tmp_path):
         remedy,
     ):
         assert part in message, part
+
+
+SUGGESTIONS = [
+    ({"sigma_bse": 1.0}, "sigma_base"),
+    ({"rollout_is_treshold": 2.0}, "rollout_is_threshold"),
+    ({"loss_agg_mod": "token-sum"}, "loss_agg_mode"),
+    ({"beta": 0.1}, "kl_coef"),
+    ({"epsilon_high": 0.3}, "clip_ratio_high"),
+    ({"mask": None}, "response_mask"),
+]
+
+
+@pytest.mark.parametrize("wrong, meant", SUGGESTIONS, ids=str)
+def test_a_misspelt_keyword_is_understood(wrong, meant):
+    with pytest.raises(TypeError, match=rf"got {next(iter(wrong))}\. Did you mean {meant}\?"):
+        maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+def test_a_keyword_of_another_mode_is_known():
+    with pytest.raises(TypeError, match=r"got eps_high\. It belongs to ratio_mode='dac'\."):
+        maspo_ext.policy_loss(**random_batch(4, 6), eps_high=0.2)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"dual_clip": "yes"}, "dual_clip: expected True or False, got 'yes'"),
+        ({"kl_type": None}, "kl_type: expected one of k1, .*, got None"),
+        ({"kl_type": 3}, "kl_type: expected one of k1, .*, got 3"),
+        ({"ratio_mode": "bapo", "all_reduce_sums": True}, "all_reduce_sums: expected a function of one tensor, got True"),
+        ({"dp_size": "2"}, r"dp_size: expected a number, a whole number >= 1, got '2' \(str\)"),
+        ({"dp_size": 1.5}, r"dp_size: expected a whole number >= 1, got 1\.5\. It is"),
+        ({"batch_num_tokens": 7.25}, r"batch_num_tokens: expected a whole number >= 0, got 7\.25\. It is"),
+    ],
+    ids=str,
+)
+def test_no_value_of_the_wrong_type_gets_to_the_dispatcher(wrong, message):
+    with pytest.raises((TypeError, ValueError), match=f"maspo_ext: {message}"):
+        maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+def test_max_seqlen_is_an_int():
+    with pytest.raises(TypeError, match=r"max_seqlen: expected an int, got 5\.0 \(float\)"):
+        maspo_ext.policy_loss(**packed(max_seqlen=5.0))
+
+
+def test_stat_names_of_no_mode():
+    with pytest.raises(ValueError, match=r"ratio_mode: expected one of maspo, .*, got 'mapso'\. Did you mean maspo\?"):
+        maspo_ext.stat_names("mapso")
+
+
+@pytest.mark.parametrize("number", [int, float, numpy.float32, numpy.float64, numpy.int64], ids=lambda kind: kind.__name__)
+def test_numbers_of_numpy_and_whole_floats(number):
+    batch = random_batch(4, 6)
+    batch["ref_log_prob"] = batch["old_log_prob"]
+    given = {"batch_num_tokens": 8, "dp_size": 2, "kl_coef": 2, "sigma_base": 2, "loss_scale_factor": 4}
+    expected = maspo_ext.policy_loss(**batch, **given)
+    actual = maspo_ext.policy_loss(**batch, **{name: number(value) for name, value in given.items()})
+    assert torch.equal(actual.loss, expected.loss)
+
+
+@pytest.mark.parametrize("front", [op, maspo_ext.policy_loss], ids=["op", "policy_loss"])
+def test_a_gradient_of_the_old_policy_alone_is_a_swap(front):
+    """verl's losses take old_log_prob first; a loss that looks trained and trains nothing would follow."""
+    batch = random_batch(4, 6)
+    batch["old_log_prob"].requires_grad_()
+    with pytest.raises(ValueError, match="old_log_prob: expected a tensor without gradient.*swap"):
+        front(**batch)
+    with torch.no_grad():
+        assert not front(**batch)[0].requires_grad
+    batch["log_prob"].requires_grad_()
+    front(**batch)[0].backward()
+    assert batch["old_log_prob"].grad is None and batch["log_prob"].grad.any()
+
+
+@pytest.mark.parametrize("front", [op, maspo_ext.policy_loss], ids=["op", "policy_loss"])
+def test_without_a_trained_tensor_the_loss_has_no_gradient(front):
+    batch = random_batch(4, 6)
+    batch["advantages"].requires_grad_()
+    assert not front(**batch)[0].requires_grad

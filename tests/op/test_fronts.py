@@ -39,7 +39,7 @@ EXTRA = {"gate_gradient": False, "clip_ratio_low": 0.2, "clip_ratio_high": 0.2, 
 KEYWORDS = {
     "rollout_is_weights": None,
     **PUBLISHED,
-    "loss_agg_mode": "token-mean",
+    "loss_agg_mode": None,
     "dp_size": 1,
     "batch_num_tokens": None,
     "global_batch_size": None,
@@ -162,7 +162,7 @@ def test_every_hyper_parameter_matters(mode, name, device):
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-14)
     front = through_policy_loss(maspo_ext.policy_loss)
     fields = dataclasses.asdict(changed.config)
-    keywords = {"ratio_mode": mode, "loss_agg_mode": "token-mean", **options}
+    keywords = {"ratio_mode": mode, **options}
     assert_same_bits(run(batch, front, **keywords, **fields), result)
 
 
@@ -221,7 +221,7 @@ def test_fronts_without_a_mode_are_maspo(device):
 @pytest.mark.parametrize("front", ["policy_loss", "PolicyLoss"])
 @every_mode
 def test_aggregation_of_fronts(method, front, device):
-    """Without a choice that of the method's reference; any choice is honoured."""
+    """Without a choice that of the method's reference; any choice is honoured. So do the op and its twin."""
 
     def call(**choice):
         if front == "PolicyLoss":
@@ -235,7 +235,8 @@ def test_aggregation_of_fronts(method, front, device):
     assert_same_bits(run(batch, through_policy_loss(call())), results[default])
     for mode in AGG_MODES:
         assert_same_bits(run(batch, through_policy_loss(call(loss_agg_mode=mode))), results[mode])
-    assert_same_bits(run(batch, **method.keywords), results["token-mean"])  # the op has one default
+    assert_same_bits(run(batch, **method.keywords), results[default])
+    assert_same_bits(run(batch, reference, **method.keywords), run(batch, reference, **method.keywords, loss_agg_mode=default))
 
 
 ALIASES = {
@@ -253,12 +254,12 @@ def test_names_of_the_reference_implementations(method):
     assert maspo_ext.PolicyLoss(method.mode, **values).config == expected != method.config
     for alias, name in aliases.items():
         both = {alias: values[alias], name: values[alias]}
-        with pytest.raises(TypeError, match=f"policy_loss: expected {name} once, got it also as .*{'|'.join(both)}"):
+        with pytest.raises(TypeError, match=f"policy_loss: expected {name} once, got it twice, .*{', '.join(both)}"):
             maspo_ext.PolicyLoss(method.mode, **both)
 
 
 def test_an_alias_of_a_field_that_a_config_lacks_is_unknown():
-    with pytest.raises(TypeError, match=r"expected keywords of SapoConfig \(tau_pos, .*\), got clip_ratio_low"):
+    with pytest.raises(TypeError, match=r"expected keywords of SapoConfig \(tau_pos, .*\), or .*, got clip_ratio_low. It belongs to ratio_mode='maspo' or "):
         maspo_ext.PolicyLoss("sapo", clip_low=0.2)
 
 
@@ -304,3 +305,88 @@ def test_positional_call(device):
     loss, stats = op(*(batch[name] for name in POSITIONAL))
     expected = run(batch)
     assert_same_bits(Result(loss, expected.grad, stats), expected)
+
+
+@every_mode
+def test_without_old_log_prob_the_policy_is_its_own(method, device):
+    batch = method.batch(5, 9, device=device)
+    on_policy = {**batch, "old_log_prob": batch["log_prob"].clone()}
+    keywords = {"ratio_mode": method.mode, "config": method.config}
+    expected = run(on_policy, through_policy_loss(maspo_ext.policy_loss), **keywords)
+    for front in (maspo_ext.policy_loss, lambda **a: maspo_ext.PolicyLoss(method.mode)(**a)):
+        given = keywords if front is maspo_ext.policy_loss else {}
+        assert_same_bits(run({**batch, "old_log_prob": None}, through_policy_loss(front), **given), expected)
+    assert expected.grad.any()
+
+
+SETTINGS = {
+    "loss_agg_mode": "seq-mean-token-sum-norm",
+    "loss_scale_factor": 7.0,
+    "dual_clip": True,
+    "entropy_alpha": 0.3,
+    "entropy_kappa": 3.0,
+    "kl_type": "k2",
+    "kl_coef": 0.2,
+    "rollout_is_threshold": (0.5, 1.5),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_module_holds_the_settings_of_a_run(name, device):
+    batch = DEFAULT_METHODS["maspo"].full_batch(5, 9, device=device)
+    batch["log_prob"] = batch["log_prob"] + 3  # beyond the dual clip
+    all_but_one = {other: value for other, value in SETTINGS.items() if other != name}
+    expected = run(batch, through_policy_loss(maspo_ext.policy_loss), **SETTINGS)
+    module = maspo_ext.PolicyLoss(**SETTINGS)
+    assert f"{name}={SETTINGS[name]!r}" in repr(module)
+    assert_same_bits(run(batch, through_policy_loss(module)), expected)
+    assert_same_bits(run(batch, through_policy_loss(maspo_ext.PolicyLoss(**all_but_one)), **{name: SETTINGS[name]}), expected)
+    other = run(batch, through_policy_loss(maspo_ext.PolicyLoss(**all_but_one)))
+    assert any(not torch.equal(a, b) for a, b in zip(other, expected, strict=True)), "the setting matters"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kl_coef": -1.0}, {"kl_type": "k4"}, {"rollout_is_threshold": "a"}, {"entropy_kappa": 0.5}, {"loss_scale_factor": 0}, {"dual_clip": 1}], ids=str
+)  # fmt: skip
+def test_the_module_checks_its_settings_when_made(wrong):
+    with pytest.raises((TypeError, ValueError), match=f"maspo_ext: {next(iter(wrong))}: expected"):
+        maspo_ext.PolicyLoss(**wrong)
+
+
+@pytest.mark.parametrize("given", [{"ratio_mode": "dac"}, {"alpha": 0.1}, {"config": None}], ids=str)
+def test_the_method_of_a_module_is_fixed(given, device):
+    with pytest.raises(TypeError, match="PolicyLoss: expected the method and its hyper-parameters at construction, got"):
+        maspo_ext.PolicyLoss()(**random_batch(4, 6), **given)
+
+
+NO_BOUNDS = [
+    ("maspo", {"sigma_high": float("inf")}, {"sigma_high": 1e30}),
+    ("maspo", {"adv_high": float("inf")}, {"adv_high": 1e30}),
+    ("ppo", {"clip_ratio_c": float("inf")}, {"clip_ratio_c": 1e30}),
+    ("dac", {"clip_ratio_c": float("inf")}, {"clip_ratio_c": 1e30}),
+    ("bapo", {"clip_ratio_c": float("inf")}, {"clip_ratio_c": 1e30}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode, none, large", NO_BOUNDS, ids=str)
+def test_inf_is_no_bound(mode, none, large, dtype, device):
+    batch = random_batch(5, 40, dtype=dtype, spread=3.0, device=device)
+    batch["advantages"] *= 100  # so that the bound of its factor is reached
+    front = through_policy_loss(maspo_ext.policy_loss)
+    result = run(batch, front, ratio_mode=mode, **none)
+    assert_same_bits(result, run(batch, front, ratio_mode=mode, **large))
+    assert not torch.equal(result.loss, run(batch, front, ratio_mode=mode, **(none | {name: 2.0 if name != "sigma_high" else 1.1 for name in none})).loss)  # fmt: skip
+    expected = run(batch, reference, **maspo_ext.config.config_for(mode, None, none).op_keywords(mode))
+    for actual, wanted in zip(result, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_keeps_the_gradient(device):
+    batch = random_batch(4, 6, device=device, weights=False)
+    log_probs = torch.stack([batch["log_prob"], batch["log_prob"] + 0.1]).requires_grad_()
+    others = [batch[name] for name in ("old_log_prob", "advantages", "response_mask")]
+    torch.func.vmap(lambda log_prob: maspo_ext.policy_loss(log_prob, *others).loss)(log_probs).sum().backward()
+    for log_prob, grad in zip(log_probs.detach(), log_probs.grad, strict=True):
+        assert torch.equal(grad, run({**batch, "log_prob": log_prob}).grad)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+import maspo_ext
+
 from .cases import (
     AGG_MODES,
     ALL_TENSORS,
@@ -237,3 +239,11 @@ def test_gradient_flows_into_a_model(device):
         grads += torch.autograd.grad(loss, logits)
     assert grads[0].any()
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-15)
+
+
+def test_torch_func_is_refused_with_what_to_do(device):
+    batch = random_batch(4, 6, device=device)
+    others = {name: value for name, value in batch.items() if name != "log_prob"}
+    for function in (op, maspo_ext.policy_loss):
+        with pytest.raises(NotImplementedError, match=r"loss has no derivative by torch\.func.*loss\.backward\(\)"):
+            torch.func.grad(lambda log_prob: function(log_prob, **others)[0])(batch["log_prob"])

@@ -270,7 +270,7 @@ def test_bounded_weights(method, per_row, rule, device):
     fraction = share(where, batch)
 
     def front(**arguments):
-        output = maspo_ext.policy_loss(**arguments, ratio_mode=method.mode, loss_agg_mode="token-mean")
+        output = maspo_ext.policy_loss(**arguments, ratio_mode=method.mode)
         return output.loss, output.stats.tensor
 
     assert 0 < fraction < 1
