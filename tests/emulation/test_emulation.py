@@ -185,6 +185,9 @@ BATCH_FAULTS = {
     "wrong shuffle mask": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
     "a level of the shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) value +=", "for (int offset = kWarp / 4; offset > 0; offset /= 2) value +=", "plain", r"seed \d+: "),
     "barrier in divergent code": ("reduce.cuh", "  __syncthreads();\n  for (int i", "  if (threadIdx.x < kWarp) __syncthreads();\n  for (int i", "plain", "different barriers|never come"),
+    "rows of the last block lost": ("finish.cuh", "first += int64_t{threads} * kRowsAtOnce", "first += int64_t{threads} * (kRowsAtOnce + 1)", "plain", r"seed \d+: "),
+    "a level of the rows' shuffle missing": ("finish.cuh", "for (int offset = lanes / 2; offset > 0", "for (int offset = lanes / 2; offset > 1", "plain", r"seed \d+: "),
+    "a row's scale lost": ("finish.cuh", "if (k < count) sums[k] = p.pieces", "if (k + 1 < count) sums[k] = p.pieces", "plain", r"seed \d+: "),
     "last column lost": ("load.cuh", "col < span.last; col +=", "col < span.last - 1; col +=", "plain", r"seed \d+: dlogp"),
 }  # fmt: skip
 ROW_FAULTS = {
