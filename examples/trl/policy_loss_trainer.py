@@ -20,8 +20,9 @@ _NOT_OURS = {
     "off_policy_mask_threshold": None,
     "entropy_coef": 0.0,
     "use_adaptive_entropy": False,
-    "delta": None,
 }
+# The modes whose loss is TRL's own, and which take their clip from its config.
+_TRLS_OWN = ("ppo", "grpo")
 
 
 class PolicyLossTrainer(GRPOTrainer):
@@ -30,8 +31,9 @@ class PolicyLossTrainer(GRPOTrainer):
     Args:
         ratio_mode: the method, as of :func:`maspo_ext.policy_loss`.
         hyper: its hyper-parameters, by name.
-        *args, **kwargs: as of GRPOTrainer. Of its config ``epsilon``, ``epsilon_high``, ``loss_type`` and SAPO's temperatures
-            are not used; ``beta`` weighs the KL estimate k3, as in TRL.
+        *args, **kwargs: as of GRPOTrainer. Of its config ``beta`` weighs the KL estimate k3, as in TRL; ``epsilon``,
+            ``epsilon_high`` and ``delta`` are the bounds of ``ppo`` and ``grpo`` (without ``delta`` there is no dual clip), and are
+            not used by the other modes; nor are ``loss_type`` and SAPO's temperatures.
 
     The sum over tokens is divided as by TRL's ``loss_type="dapo"``, its default. The statistics are logged under their names
     (``actor/ratio_mean``, ...), of the main process. ``bapo`` searches its bounds in each rank's micro-batch alone, which is not the
@@ -45,13 +47,26 @@ class PolicyLossTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, ratio_mode: str = "maspo", hyper: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._refuse_what_is_not_ours()
-        self.policy_loss = self.loss_class(ratio_mode, loss_agg_mode="token-sum", **self._loss_settings(), **hyper or {})
+        self._refuse_what_is_not_ours(ratio_mode)
+        self.policy_loss = self.loss_class(
+            ratio_mode, loss_agg_mode="token-sum", kl_coef=self.beta, **self._loss_settings(), **(self._clip(ratio_mode) | (hyper or {}))
+        )  # fmt: skip
 
-    def _refuse_what_is_not_ours(self) -> None:
+    def _clip(self, ratio_mode: str) -> dict[str, float]:
+        if ratio_mode not in _TRLS_OWN:
+            return {}
+        low, high, delta = self.args.epsilon, self.args.epsilon_high, self.args.delta
+        return {
+            "clip_ratio_low": low,
+            "clip_ratio_high": low if high is None else high,
+            "clip_ratio_c": float("inf") if delta is None else delta,
+        }
+
+    def _refuse_what_is_not_ours(self, ratio_mode: str) -> None:
         of_kl = {"use_bias_correction_kl": False} if self.beta else {}
         of_routers = {"router_aux_loss_coef": 0.0} if self.aux_loss_enabled else {}
-        for name, value in (_NOT_OURS | of_kl | of_routers).items():
+        of_clip = {} if ratio_mode in _TRLS_OWN else {"delta": None}
+        for name, value in (_NOT_OURS | of_kl | of_routers | of_clip).items():
             if (got := getattr(self.args, name)) != value:
                 raise ValueError(
                     f"GRPOConfig.{name}: expected {value!r}, since {type(self).__name__} has a loss of its own, got {got!r}. "
@@ -66,7 +81,6 @@ class PolicyLossTrainer(GRPOTrainer):
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         options = {
             "ref_log_prob": inputs.get("ref_per_token_logps"),
-            "kl_coef": self.beta,
             "rollout_is_weights": inputs.get("importance_sampling_ratio"),
         }
         loss, stats, entropy = self._loss_stats_entropy(model, inputs, mask, options)
@@ -78,9 +92,7 @@ class PolicyLossTrainer(GRPOTrainer):
 
     def _loss_stats_entropy(self, model, inputs, mask, options):
         log_prob, entropy, _ = self._get_per_token_logps_and_entropies(model, *_sequences(inputs), compute_entropy=True)
-        old_log_prob = inputs.get("old_per_token_logps")
-        if old_log_prob is None:  # TRL leaves them out where a batch is used for one update only
-            old_log_prob = log_prob.detach()
+        old_log_prob = inputs.get("old_per_token_logps")  # None where a batch is used for one update only
         if self.policy_loss.ratio_mode == "entropy_adv":
             options = options | {"entropy": entropy.detach()}
         return *self.policy_loss(log_prob, old_log_prob, inputs["advantages"], mask, **options), entropy.detach()
@@ -113,12 +125,8 @@ class LinearPolicyLossTrainer(PolicyLossTrainer):
         return {"temperature": self.temperature}
 
     def _loss_stats_entropy(self, model, inputs, mask, options):
-        head = self._before_head(model, *_sequences(inputs))
+        hidden, weight, target, bias = self._before_head(model, *_sequences(inputs))
         old_log_prob = inputs.get("old_per_token_logps")
-        if old_log_prob is None:
-            with torch.no_grad():
-                old_log_prob = self._log_prob(*head)[0]
-        hidden, weight, target, bias = head
         loss, stats, _, entropy = self.policy_loss(
             hidden, weight, target, old_log_prob, inputs["advantages"], mask, bias, **options
         )

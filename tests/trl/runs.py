@@ -86,10 +86,35 @@ def refusals(out: Path) -> dict[str, str]:
     return messages
 
 
+def far_off_policy(out: Path) -> dict[str, dict[str, float]]:
+    """By trainer and clip, the loss of a batch whose ratios are about 7, with advantages of both signs."""
+    clips = {"no delta": {}, "delta": {"delta": 4.0}, "clip": {"epsilon": 0.1, "epsilon_high": 0.3, "delta": 2.5}}
+    losses = {}
+    for loss in ("policy", "linear", "trl"):
+        for name, clip in clips.items():
+            trainer = train_tiny.make_trainer(arguments(out, "--loss", loss, "--ratio-mode", "grpo"), **clip)
+            trainer.model.eval()  # as in an evaluation, for which no training has to run
+            tokens = torch.arange(24).view(4, 6) % 200
+            inputs = {
+                "prompt_ids": tokens[:, :2],
+                "prompt_mask": torch.ones(4, 2, dtype=torch.long),
+                "completion_ids": tokens[:, 2:],
+                "completion_mask": torch.ones(4, 4, dtype=torch.long),
+                "advantages": torch.tensor([1.0, -1.0, 0.5, -0.5]),
+                "num_items_in_batch": torch.tensor(16),
+            }
+            attention = torch.ones_like(tokens)
+            log_prob = trainer._get_per_token_logps_and_entropies(trainer.model, tokens, attention, 4)[0].detach()
+            inputs["old_per_token_logps"] = log_prob - 2
+            losses.setdefault(loss, {})[name] = float(trainer._compute_loss(trainer.model, inputs))
+    return losses
+
+
 def main(out: Path) -> None:
     for loss in ("policy", "linear"):
         train_tiny.train(train_tiny.make_trainer(arguments(out / loss, "--loss", loss)))
     train_tiny.train(train_tiny.make_trainer(arguments(out / "on-policy", "--loss", "linear", "--updates", "1")))
+    (out / "far.json").write_text(json.dumps(far_off_policy(out / "far")))
     (out / "refused.json").write_text(json.dumps(refusals(out / "refused")))
     train_tiny.build_model = on_disk(train_tiny.build_model, out / "reference")
     for loss in ("policy", "linear", "trl"):

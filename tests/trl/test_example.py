@@ -109,6 +109,14 @@ def test_grpo_trains_as_trls_own_loss_does(loss, out):
     assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
 
 
+@pytest.mark.parametrize("loss", ["policy", "linear"])
+def test_grpo_has_trls_clip_and_delta(loss, out):
+    """Where the ratio is about 7 and the advantage negative, a dual clip shows: TRL has one with delta only."""
+    losses = json.loads((out / "far.json").read_text())
+    assert len(set(losses["trl"].values())) == 3
+    assert losses[loss] == pytest.approx(losses["trl"], rel=RTOL)
+
+
 def test_what_our_loss_does_not_have_is_refused(out):
     said = json.loads((out / "refused.json").read_text())
     assert said.pop("images").startswith("inputs: expected tokens only, got pixel_values. Train with PolicyLossTrainer")
