@@ -94,7 +94,8 @@ class Commands:
             definitions.append(f"-D{CUDA_DEFINITION}=1")
         return [
             *self.cxx, f"-std={CXX_STANDARD}", "-O3", "-fPIC", "-fvisibility=hidden", *WARNINGS, *definitions,
-            f"-I{CSRC}", "-isystem", str(self.torch.include), "-isystem", str(self.python_include),
+            # Errors name the file: as it is called here, and not where it was built.
+            f"-ffile-prefix-map={CSRC}/=", f"-I{CSRC}", "-isystem", str(self.torch.include), "-isystem", str(self.python_include),
             *shlex.split(self.environ.get("CXXFLAGS", "")), "-c", str(source),
         ]  # fmt: skip
 

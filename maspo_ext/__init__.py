@@ -7,6 +7,7 @@ from maspo_ext import _extension
 
 _extension.load()
 
+import maspo_ext.logits.reference  # noqa: E402, F401
 from maspo_ext import ops, reference  # noqa: E402, F401
 from maspo_ext.functional import PolicyLossOutput, policy_loss  # noqa: E402
 from maspo_ext.logits.linear_logprob import linear_logprob  # noqa: E402

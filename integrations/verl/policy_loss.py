@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import verl.workers.config
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
 from . import actor_config, distillation, registration
 from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, parse_ratio_clip
-from .ratio_modes import PPO, ratio_mode_of, registry_name
+from .ratio_modes import FUSED, PPO, ratio_mode_of, registry_name
 from .versions import require_supported_verl
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class PolicyLossConfig(verl.workers.config.PolicyLossConfig):
 def _loss_mode(loss_mode: str, ratio_mode: str) -> str:
     """The name in verl's registry of the loss that both keys ask for."""
     if ratio_mode == PPO:
+        _require_no_misspelt_mode(loss_mode)
         return loss_mode
     name = registry_name(ratio_mode)
     if loss_mode not in (_VERL_DEFAULT, name):
@@ -73,6 +76,20 @@ def _loss_mode(loss_mode: str, ratio_mode: str) -> str:
     return name
 
 
+def _require_no_misspelt_mode(loss_mode: str) -> None:
+    """verl says of an unknown loss only when it is called, after the first rollout; a loss of the user's own may still come."""
+    if loss_mode in POLICY_LOSS_REGISTRY:
+        return
+    close = get_close_matches(str(loss_mode).lower().removeprefix("maspo_ext."), FUSED, n=1, cutoff=0.75)
+    if close:
+        raise key_error(
+            f"{POLICY_LOSS_KEY}.loss_mode",
+            f"one of verl's losses ({', '.join(sorted(POLICY_LOSS_REGISTRY))})",
+            loss_mode,
+            f"Did you mean {KEY}.ratio_mode={close[0]}?",
+        )
+
+
 def _require_no_switch(ratio_clip: RatioClipConfig, loss_mode: str) -> None:
     """Refuse what would change the algorithm, where verl's own loss cannot do it."""
     for switch in SWITCHES:
@@ -88,7 +105,8 @@ def _require_no_switch(ratio_clip: RatioClipConfig, loss_mode: str) -> None:
 def _warn_of_unused_keys(ratio_clip: RatioClipConfig, ratio_mode: str | None) -> None:
     chosen = f"{PPO}, verl's own loss" if ratio_mode is None else ratio_mode
     for other, changed in ratio_clip.unused_keys(ratio_mode).items():
+        beside = f", {KEY}.entropy_adv=True to use it beside {chosen}" if other == "entropy_adv" and ratio_mode else ""
         _log.warning(
-            "maspo_ext: %s: %s set but not used by ratio_mode=%s. Set %s.ratio_mode=%s to use it, or drop it.",
-            KEY, ", ".join(changed), chosen, KEY, other,
+            "maspo_ext: %s: %s set but not used by ratio_mode=%s. Set %s.ratio_mode=%s to use it%s, or drop it.",
+            KEY, ", ".join(changed), chosen, KEY, other, beside,
         )  # fmt: skip

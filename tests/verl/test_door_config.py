@@ -94,6 +94,20 @@ def test_two_losses_at_once(loss_mode, ratio_mode):
     assert ("algorithm.rollout_correction.bypass_mode=True" in message) == (loss_mode == "bypass_mode")
 
 
+@pytest.mark.parametrize(
+    "loss_mode, meant", [("dac", "dac"), ("grpo", "grpo"), ("mapso", "maspo"), ("MASPO", "maspo"), ("maspo_ext.sappo", "sapo")]
+)
+def test_a_mode_as_loss_mode(loss_mode, meant):
+    with pytest.raises(ValueError) as raised:
+        PolicyLossConfig(loss_mode=loss_mode)
+    assert f"loss_mode: expected one of verl's losses (bypass_mode, " in str(raised.value)
+    assert f"got {loss_mode!r}. Did you mean {RATIO_CLIP}.ratio_mode={meant}?" in str(raised.value)
+
+
+def test_a_loss_that_somebody_registers_later_is_left_alone():
+    assert PolicyLossConfig(loss_mode="my_loss").loss_mode == "my_loss"
+
+
 @pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "sapo", "bypass_mode"])
 def test_ratio_mode_ppo_leaves_loss_mode_alone(loss_mode):
     assert PolicyLossConfig(loss_mode=loss_mode).loss_mode == loss_mode
