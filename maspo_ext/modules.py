@@ -108,7 +108,7 @@ class LinearPolicyLoss(PolicyLoss):
 
     Args:
         ratio_mode, config, loss_agg_mode, **settings: as in :class:`PolicyLoss`.
-        temperature, memory_budget: as in :func:`maspo_ext.linear_loss`.
+        temperature, memory_budget, entropy_coef: as in :func:`maspo_ext.linear_loss`.
 
     ``forward(hidden, weight, target, old_log_prob, advantages, response_mask, bias=None, **options)`` takes the model's last
     hidden states, ``lm_head.weight`` and the tokens: for a model of transformers, without its logits::
@@ -127,12 +127,15 @@ class LinearPolicyLoss(PolicyLoss):
         *,
         temperature: float = 1.0,
         memory_budget: int | None = None,
+        entropy_coef: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(ratio_mode, config, loss_agg_mode, **settings)
         check_temperature(temperature)
         self.temperature = temperature
+        checks.check_non_negative("entropy_coef", entropy_coef, "It weighs the entropy bonus; 0 is none.")
         self.memory_budget = memory_budget_of(memory_budget)
+        self.entropy_coef = entropy_coef
 
     def forward(
         self,
@@ -155,8 +158,9 @@ class LinearPolicyLoss(PolicyLoss):
             temperature=self.temperature,
             bias=bias,
             memory_budget=self.memory_budget,
+            entropy_coef=self.entropy_coef,
             **self._keywords(options),
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, temperature={self.temperature}, memory_budget={self.memory_budget}"
+        return f"{super().extra_repr()}, temperature={self.temperature}, memory_budget={self.memory_budget}, entropy_coef={self.entropy_coef}"

@@ -53,6 +53,7 @@
 // Without old_log_prob, the policy that is trained is the old one.
 #define MASPO_LINEAR_LOSS MASPO_LINEAR ", Tensor? old_log_prob, " MASPO_REWARDED
 #define MASPO_HEAD "float temperature=1.0, Tensor? bias=None, *, int? memory_budget=None"
+#define MASPO_BONUS "float entropy_coef=0.0"
 #define MASPO_NEEDED "bool need_hidden=True, bool need_weight=True, bool need_bias=False"
 #define MASPO_GRADS "Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias"
 
@@ -78,10 +79,10 @@ STABLE_TORCH_LIBRARY(maspo, m) {
         ", int ignore_index, " MASPO_SHARD ") -> (Tensor log_prob, Tensor entropy, Tensor state)");
   m.def("linear_logprob_backward(Tensor dlog_prob, Tensor? dentropy, " MASPO_LINEAR ", Tensor entropy, Tensor state, "
         MASPO_HEAD ", int ignore_index, " MASPO_SHARD ", " MASPO_NEEDED ") -> (" MASPO_GRADS ")");
-  m.def("linear_loss(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS
+  m.def("linear_loss(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_LOSS_KEYWORDS ", " MASPO_BONUS
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy)");
   m.def("linear_loss_forward(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS
-        ", bool shaped=False, " MASPO_NEEDED
+        ", " MASPO_BONUS ", bool shaped=False, " MASPO_NEEDED
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy, " MASPO_GRADS ")");
   m.def("cpu_isa() -> str");
 }

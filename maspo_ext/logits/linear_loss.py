@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.checks import check_tensors, parse_threshold
+from maspo_ext.checks import check_non_negative, check_tensors, parse_threshold
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import (
     is_known_one,
@@ -77,6 +77,7 @@ def linear_loss(
     temperature: float = 1.0,
     bias: Tensor | None = None,
     memory_budget: int | None = None,
+    entropy_coef: float = 0.0,
     ratio_mode: str = "maspo",
     config: MethodConfig | None = None,
     **options: Any,
@@ -93,6 +94,8 @@ def linear_loss(
         hidden, weight, target, temperature, bias, memory_budget: as of :func:`maspo_ext.linear_logprob`, ``hidden``
             ``[B, T, H]`` and ``target`` ``[B, T]``; with ``cu_seqlens`` ``[total_tokens, H]`` and ``[total_tokens]``. Masked
             tokens are not used, whatever their target.
+        entropy_coef: weight of an entropy bonus: the tokens' entropies, aggregated as their losses are, are taken off the loss so
+            many times. A term of your own in the ``entropy`` that is returned has no gradient.
         old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`; without
             ``old_log_prob`` (None) it is the ``log_prob`` made here. But for
             ``entropy``: where the advantages are shaped by it (``ratio_mode="entropy_adv"``, ``entropy_alpha``), it is the
@@ -115,6 +118,7 @@ def linear_loss(
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
     if isinstance(method, BapoConfig):
+        _refuse_bonus(entropy_coef, ratio_mode)
         checks.check_head(hidden, weight, target, temperature, bias)
         packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
@@ -134,7 +138,8 @@ def linear_loss(
     options["rollout_is_lower"], options["rollout_is_upper"] = parse_threshold(threshold)
     op = torch.ops.maspo.linear_loss if needs_dispatcher() else _linear_loss
     loss, stats, log_prob, entropy = op(
-        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, **options, **method.op_keywords(ratio_mode)
+        hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, entropy_coef=entropy_coef,
+        **options, **method.op_keywords(ratio_mode),
     )  # fmt: skip
     names = stat_names(
         ratio_mode,
@@ -153,6 +158,14 @@ def _with_old(policy: tuple[Tensor | None, ...], otherwise: Tensor) -> tuple[Ten
 
 def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
     return torch.where(response_mask != 0, as_target(target), MASKED)
+
+
+def _refuse_bonus(entropy_coef: float, ratio_mode: str) -> None:
+    if entropy_coef != 0:
+        raise ValueError(
+            f"maspo_ext: entropy_coef: expected 0 for ratio_mode={ratio_mode!r}, got {entropy_coef!r}. Add the bonus to policy_loss of "
+            "linear_logprob, whose entropy is differentiable."
+        )
 
 
 def _refuse_entropy(options: dict[str, Any]) -> None:
@@ -215,7 +228,8 @@ def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _linear_loss(
-    hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *, memory_budget=None, **keywords
+    hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *, memory_budget=None,
+    entropy_coef=0.0, **keywords,
 ):  # fmt: skip
     """Kernel of ``maspo::linear_loss`` on every device."""
     checks.check_head(hidden, weight, target, temperature, bias)
@@ -228,6 +242,7 @@ def _linear_loss(
             f"maspo_ext: torch.ops.maspo.linear_loss: ratio_mode: expected one that needs no pass over all tokens first, got {ratio_mode!r}. "
             "Use maspo_ext.linear_loss, which takes the two ops one after the other."
         )
+    check_non_negative("entropy_coef", entropy_coef, "It weighs the entropy bonus; 0 is none.")
     checks.check_tokens(hidden, keywords.get("cu_seqlens") is not None)
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
@@ -236,7 +251,7 @@ def _linear_loss(
     _, keywords = prepared(
         config, ratio_mode, like, *_with_old(policy, like), entropy=like if shaped else None, of="target", **keywords
     )
-    keywords |= {"entropy": None, "shaped": shaped}
+    keywords |= {"entropy": None, "shaped": shaped, "entropy_coef": float(entropy_coef)}
     target = _masked(target, response_mask)
     keywords["memory_budget"] = checks.memory_budget_of(memory_budget)
     if asks_for_gradient(hidden, weight, bias):
@@ -251,7 +266,7 @@ def _linear_loss(
 def _forward(
     hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *,
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
-    need_hidden=True, need_weight=True, need_bias=False, **keywords,
+    entropy_coef=0.0, need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
     """By groups of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
@@ -277,6 +292,8 @@ def _forward(
     log_prob, entropy, _ = empty_results(weight, target.shape)
     flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
     flat_policy = [per_token(value) for value in policy]
+    # d loss / d entropy of a token, short of its row's scale. A masked token's entropy is 0.
+    bonus = None if entropy_coef == 0 else per_token(response_mask).to(head.dtype) * -entropy_coef
     of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
     grads = head.new_gradients(head.dtype, hidden=need_hidden, weight=need_weight, bias=need_bias)
     logprob_options = LogprobOptions(temperature, MASKED)
@@ -302,12 +319,15 @@ def _forward(
         of_loss = forward_pass(new, _with_old([of_group(value) for value in flat_policy], new), options, need_grad=True)
         dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
         group.gradients(
-            head, operand, targets[tokens], logprob_options, dlog_prob, None, rows.entropy, rows.state,
+            head, operand, targets[tokens], logprob_options, dlog_prob,
+            None if bonus is None else bonus[tokens] * token_scale[tokens], rows.entropy, rows.state,
             grads.of_tokens(tokens), first=tokens.start == 0,
         )  # fmt: skip
 
     whole["entropy"] = entropy if shaped else None
     loss, stats = forward_pass(log_prob, _with_old(policy, log_prob), whole, need_grad=False)[:2]
+    if bonus is not None:
+        loss += (bonus.double() * per_token(row_scale.unsqueeze(-1)) * flat_entropy).sum()
     results = grads.results(weight)
     if half is not None:
         results = tuple(grad.mul_(half) for grad in results)

@@ -5,6 +5,7 @@ They hold the logits as a whole; nothing falls back to them.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from maspo_ext import reference
 from maspo_ext.logits.logprob import IGNORE_INDEX, arithmetic_dtype
+from maspo_ext.methods import RATIO_MODES
 
 
 def logprob(
@@ -42,6 +44,9 @@ def linear_logprob(
     return logprob(logits if bias is None else logits + bias, target, temperature, ignore_index=ignore_index)
 
 
+_AGGREGATION = list(inspect.signature(reference.aggregate).parameters)[2:]
+
+
 def linear_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -51,6 +56,8 @@ def linear_loss(
     response_mask: Tensor,
     temperature: float = 1.0,
     bias: Tensor | None = None,
+    *,
+    entropy_coef: float = 0.0,
     **keywords: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Twin of ``torch.ops.maspo.linear_loss``: ``(loss, stats, log_prob, entropy)``; ``keywords`` as those of ``reference.loss``."""
@@ -60,4 +67,8 @@ def linear_loss(
     loss, stats = reference.loss(
         log_prob, old_log_prob, advantages, response_mask, entropy=entropy.detach() if shaped else None, **keywords
     )
+    if entropy_coef != 0:
+        of_mode = {"loss_agg_mode": RATIO_MODES[keywords.get("ratio_mode", "maspo")].default_loss_agg_mode}
+        given = {name: keywords[name] for name in _AGGREGATION if keywords.get(name) is not None}
+        loss = loss - entropy_coef * reference.aggregate(entropy, response_mask.to(entropy.dtype), **(of_mode | given))
     return loss, stats, log_prob.detach(), entropy.detach()

@@ -334,3 +334,59 @@ def test_a_gradient_of_the_old_policy_alone_is_a_swap(device):
         linear_loss(**arguments)
     arguments = {**arguments, "old_log_prob": arguments["old_log_prob"].detach(), "advantages": arguments["advantages"].requires_grad_()}
     assert not linear_loss(**arguments).loss.requires_grad
+
+
+@every_budget
+@pytest.mark.parametrize("loss_agg_mode", [*AGG_MODES, None])
+@pytest.mark.parametrize("counts", ["local", "global"])
+@every_mode_of_the_op
+def test_entropy_bonus(method, counts, loss_agg_mode, memory_budget, device):
+    """As its twin, and as a term in linear_logprob's entropy beside policy_loss."""
+    counts = {**method.global_counts, "loss_scale_factor": 7.0} if counts == "global" else {}
+    arguments = batch_of(method, torch.float64, device)
+    del arguments["rollout_is_weights"], arguments["ref_log_prob"]
+    budget = None if memory_budget is None else 2 * memory_budget
+    keywords = {**method.keywords, "loss_agg_mode": loss_agg_mode, "temperature": 1.3, **counts}
+    actual = run_loss(torch.ops.maspo.linear_loss, arguments, memory_budget=budget, entropy_coef=0.7, **keywords)
+    assert_close(actual, run_loss(reference.linear_loss, arguments, entropy_coef=0.7, **keywords), 1e-11)
+    without = run_loss(torch.ops.maspo.linear_loss, arguments, memory_budget=budget, **keywords)
+    assert_same_bits(actual[1:4], without[1:4])
+    assert abs(actual[0] - without[0]) > 1e-4 and not torch.equal(actual[4], without[4])
+    if loss_agg_mode is not None:
+        agg = {"loss_agg_mode": loss_agg_mode, **counts}
+
+        def by_hand(**given):
+            loss, stats, _, _ = composition(**given, **of_mode(method), **agg, temperature=1.3, entropy_needed=is_shaped(method, {}))
+            target = torch.where(given["response_mask"] != 0, given["target"], -100)
+            head = {name: given[name] for name in HEAD}
+            log_prob, entropy = maspo_ext.linear_logprob(**head, target=target, temperature=1.3)
+            bonus = maspo_ext.reference.aggregate(entropy, given["response_mask"].double(), **agg)
+            return loss - 0.7 * bonus, stats, log_prob.detach(), entropy.detach()
+
+        assert_close(actual, run_loss(by_hand, arguments), 1e-11)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+def test_entropy_bonus_in_every_dtype_packed_and_as_a_module(dtype, device):
+    method = DEFAULT_METHODS["maspo"]
+    arguments = batch_of(method, dtype, device)
+    padded, of_tokens, keep = packed(arguments, [6, 1, 3, 5], 6)
+    of_padded = run_loss(linear_loss, padded, entropy_coef=0.5)
+    of_packed = run_loss(maspo_ext.LinearPolicyLoss(entropy_coef=0.5), of_tokens)
+    assert_close(of_packed[:2], of_padded[:2], 1e-5)
+    assert_close((of_packed[4], *of_packed[5:]), (of_padded[4][keep], *of_padded[5:]), TOLERANCE[dtype])
+    exact = run_loss(reference.linear_loss, converted(padded, torch.float64), entropy_coef=0.5)
+    assert_close([value.double() for value in of_padded[4:]], exact[4:], 2 * TOLERANCE[dtype])
+
+
+def test_entropy_bonus_under_torch_compile(device):
+    arguments = batch_of(DEFAULT_METHODS["maspo"], device=device)
+    compiled = torch.compile(lambda **given: linear_loss(**given, entropy_coef=0.5), fullgraph=True, backend="aot_eager")
+    assert_same_bits(run_loss(compiled, arguments), run_loss(linear_loss, arguments, entropy_coef=0.5))
+
+
+@pytest.mark.parametrize("value, mode, error", [(-0.1, "maspo", ">= 0"), (float("nan"), "maspo", ">= 0 and finite"), (0.1, "bapo", "0 for ratio_mode='bapo'")])
+def test_wrong_entropy_bonus(value, mode, error, device):
+    arguments = batch_of(DEFAULT_METHODS[mode], device=device)
+    with pytest.raises(ValueError, match=f"maspo_ext: entropy_coef: expected {error}, got"):
+        linear_loss(**arguments, ratio_mode=mode, entropy_coef=value)
