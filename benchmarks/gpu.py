@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,12 @@ def benchmark_steps(result: Path) -> dict[str, Step]:
     }
 
 
+def sanitizer() -> str:
+    """compute-sanitizer of the PATH, or of the toolkit's folder, which often is not on it."""
+    folders = [os.environ.get("PATH", ""), f"{os.environ.get('CUDA_HOME') or '/usr/local/cuda'}/bin"]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders)) or "compute-sanitizer"
+
+
 def sanitizer_steps() -> dict[str, Step]:
     """Of our kernels alone: torch's and cuBLAS's are not ours to check, and take minutes.
 
@@ -85,7 +92,7 @@ def sanitizer_steps() -> dict[str, Step]:
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return {
         f"compute-sanitizer {tool}": Step(
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *options, PYTHON, "tests/gpu/sanitized.py", *less],
+            [sanitizer(), "--tool", tool, "--error-exitcode", "9", *options, PYTHON, "tests/gpu/sanitized.py", *less],
             limit=90,
             environment=uncached,
         )

@@ -35,11 +35,10 @@ def run(name: str, step: Step, seconds_left: float, log: Path) -> dict:
         begin = file.tell()
         status = _finished(step, seconds, file)
     output = log.read_bytes()[begin:].decode(errors="replace")
-    if status is None:
-        output += f"\nstopped after {seconds:.0f} s"
     print(output[-6000:] if status != 0 else output[-1500:], flush=True)
-    note = next((line for line in reversed(output.splitlines()) if line.strip()), "")
-    return _outcome(name, status == 0, time.monotonic() - started, note.strip("= ")[:90])
+    said = next((line for line in reversed(output.splitlines()) if line.strip()), "").strip("= ")
+    note = f"stopped after {seconds:.0f} s: {said}" if status is None else said
+    return _outcome(name, status == 0, time.monotonic() - started, note[:90])
 
 
 def _outcome(name: str, ok: bool, seconds: float, note: str) -> dict:
