@@ -115,16 +115,17 @@ def assert_close(actual: tuple, expected: tuple, tolerance: float) -> None:
 
 
 def assert_same_row(actual: tuple, expected: tuple, device: str) -> None:
-    """Of a row that lies elsewhere in memory: the same bits; on a GPU within two units in the last place of the largest.
+    """Of a row that lies elsewhere in memory: the same bits; on a GPU within rounding of the largest.
 
-    There a row is read in packs of 16 bytes, which begin where memory is aligned: it is added up in another order.
+    There a row is read in packs of 16 bytes, which begin where memory is aligned: it is added up in another order. That
+    moved results and gradients by up to 3 eps in a replay, from a logarithm of the sum that is off in its last digit.
     """
     if device == "cpu":
         assert_same_bits(actual, expected)
         return
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
-        assert_close((a,), (e,), 2 * torch.finfo(a.dtype).eps)
+        assert_close((a,), (e,), 8 * torch.finfo(ARITHMETIC[a.dtype]).eps + torch.finfo(a.dtype).eps)
 
 
 # What a float32 GEMM's order of additions, and what one rounding of a gradient, may change of the largest value.
