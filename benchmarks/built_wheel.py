@@ -1,4 +1,4 @@
-"""The wheel in dist/, which a machine without a package index installs: whether it is of this tree, and has CUDA code."""
+"""The wheel in dist/, for a machine without a package index: whether it is of this tree, and has CUDA code."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Everything that needs a GPU, in one command: `make gpu`. Offline, on what the machine has: torch, pytest, matplotlib, the CUDA toolkit.
+"""Everything that needs a GPU, in one command: `make gpu`. Offline, on what the machine has: torch, pytest, CUDA.
 
-Installs the wheel in dist/ (or builds one) into build/gpu, where it is found before any other; runs the ops' tests on the GPU, the
-benchmarks, and compute-sanitizer on a small set. Writes <gpu>-torch<version>-<commit>.json after every step, the steps' whole
-output in the .log and the benchmarks' .csv and .png beside it, into $OUT, or where that is not set into benchmarks/results. Ends
-with a table, and exits 1 if anything failed.
+Installs the wheel in dist/ (or builds one) into build/gpu, where it is found before any other; runs the ops' tests on
+the GPU, the benchmarks, and compute-sanitizer on a small set. Writes <gpu>-torch<version>-<commit>.json after every
+step, and beside it a .log with the steps' whole output and the benchmarks' .csv and .png: into $OUT, or where that is
+not set into benchmarks/results. Ends with a table, and exits 1 if anything failed.
 
-The whole takes at most $MASPO_GPU_SECONDS (570), and a few seconds to stop a step: the most telling steps come first, and what no
-longer fits is skipped, which is a failure.
+The whole takes at most $MASPO_GPU_SECONDS (570), and a few seconds to stop a step: the most telling steps come first,
+and what no longer fits is skipped, which is a failure.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ PROCESSES = 8  # of pytest, where it can have several
 
 
 def install_step(wheel: Path | None) -> Step:
-    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade", "--target", str(INSTALLED)]
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    pip += ["--upgrade", "--target", str(INSTALLED)]
     if wheel:
         return Step([*pip, str(wheel)], limit=60)
-    return Step([*pip, "--no-build-isolation", str(ROOT)], limit=400, environment={"MAX_JOBS": str(os.cpu_count() or 1)})
+    every_core = {"MAX_JOBS": str(os.cpu_count() or 1)}
+    return Step([*pip, "--no-build-isolation", str(ROOT)], limit=400, environment=every_core)
 
 
 def test_step() -> Step:
@@ -78,7 +80,7 @@ def sanitizer() -> str:
 def sanitizer_steps() -> dict[str, Step]:
     """Of our kernels alone: torch's and cuBLAS's are not ours to check, and take minutes.
 
-    But initcheck has to see every write, and so all kernels; the matrix products, which it is slowest with, are left out there.
+    But initcheck has to see every write, and so all kernels; matrix products, the slowest, are left out there.
     """
     ours = ["--kernel-name", "kns=maspo"]  # a part of the mangled name
     tools = {

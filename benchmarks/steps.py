@@ -25,7 +25,8 @@ class Step(NamedTuple):
 def run(name: str, step: Step, seconds_left: float, log: Path) -> dict:
     """Its outcome, in a row of the table; no step takes longer than what is left, and ``GRACE``."""
     if seconds_left < LEAST:
-        return _outcome(name, False, 0, f"skipped: {max(seconds_left, 0):.0f} s were left, a step needs {LEAST} at least")
+        left = max(seconds_left, 0)
+        return _outcome(name, False, 0, f"skipped: {left:.0f} s were left, a step needs {LEAST} at least")
     if shutil.which(step.command[0]) is None:
         return _outcome(name, False, 0, f"{step.command[0]} is not on the PATH")
     seconds, started = min(step.limit, seconds_left), time.monotonic()

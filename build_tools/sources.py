@@ -1,4 +1,4 @@
-"""What the compiled module is made of, as one number. Imports nothing of ours: benchmarks/built_wheel.py reads it by its path."""
+"""What the compiled module is made of, as one number. Imports nothing of ours: others read this file by its path."""
 
 import hashlib
 from pathlib import Path

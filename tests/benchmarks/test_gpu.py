@@ -35,7 +35,7 @@ OK, FAILS = python("print('3 passed')"), python("raise SystemExit('1 failed')")
 
 @pytest.fixture
 def run_with(monkeypatch, tmp_path):
-    """``gpu.main`` with these steps on a device that is said to be there: its exit status, and the JSON that it leaves."""
+    """``gpu.main`` with these steps on a device that is said to be there: its exit status, and the JSON it leaves."""
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("MASPO_COMMIT", "1234567")
 
@@ -83,8 +83,8 @@ def test_a_tool_that_is_not_there_is_a_failure(run_with):
 # Starts a process that ignores being asked to end, then waits without end, as does a test that hangs on the device.
 WITH_A_CHILD = """
 import subprocess, sys, time
-code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('child is there', flush=True); time.sleep(99)"
-child = subprocess.Popen([sys.executable, "-c", code])
+ignore = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+child = subprocess.Popen([sys.executable, "-c", ignore + "print('child is there', flush=True); time.sleep(99)"])
 print("child", child.pid, file=sys.stderr, flush=True)
 time.sleep(99)
 """
@@ -102,6 +102,9 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(run_with, tmp_pat
     child = int(re.search(r"child (\d+)", log.read_text())[1])  # said on stderr, before the end
     assert "child is there" in log.read_text()
     try:
+        end = time.monotonic() + 5  # a killed process takes a moment to be gone
+        while is_running(child) and time.monotonic() < end:
+            time.sleep(0.05)
         assert not is_running(child)
     finally:
         if is_running(child):
@@ -140,7 +143,8 @@ def test_ten_minutes_are_enough_to_stop_the_last_step():
 
 
 def test_results_are_written_after_every_step(run_with, tmp_path):
-    seen = f"import glob, json; (path,) = glob.glob({str(tmp_path)!r} + '/*.json'); print(len(json.load(open(path))['steps']), 'before')"
+    path = tmp_path / f"{gpu.stem_of('Some GPU', torch.__version__)}.json"
+    seen = f"import json; print(len(json.load(open({str(path)!r}))['steps']), 'before')"
     _, result = run_with({"install": OK, "second": python(seen), "third": python(seen)})
     assert [step["note"] for step in result["steps"]] == ["3 passed", "1 before", "2 before"]
 
@@ -149,7 +153,8 @@ def test_results_are_written_after_every_step(run_with, tmp_path):
 
 
 def test_the_whole_output_is_in_the_log(run_with, tmp_path):
-    long = python("import sys; print('x' * 20000); print('an error', file=sys.stderr); sys.stdout.buffer.write(b'\\xff\\n')")
+    code = "import sys; print('x' * 20000); print('an error', file=sys.stderr); sys.stdout.buffer.write(b'\\xff\\n')"
+    long = python(code)
     run_with({"install": long, "tests": OK})
     (log,) = tmp_path.glob("*.log")
     text = log.read_text(errors="replace")
@@ -230,7 +235,8 @@ def test_without_a_gpu_it_says_so(monkeypatch, tmp_path):
 @pytest.fixture
 def tree(tmp_path):
     """A source tree, and in its dist/ a wheel of it."""
-    for path in ("maspo_ext/ops.py", "integrations/verl/keys.yaml", "csrc/core/maspo.h", "setup.py", "build_tools/flags.py"):
+    of_package = ("maspo_ext/ops.py", "integrations/verl/keys.yaml")
+    for path in (*of_package, "csrc/core/maspo.h", "setup.py", "build_tools/flags.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"# {path}\n")
     shutil.copy(REPOSITORY / "build_tools" / "sources.py", tmp_path / "build_tools")
@@ -270,7 +276,8 @@ def test_a_wheel_of_this_tree_is_installed_whatever_the_times(tree):
 )
 def test_a_stale_wheel_is_refused(path, said, tree):
     (tree / path).write_text("changed\n")
-    with pytest.raises(SystemExit, match=f"expected a wheel of this tree .* got maspo_ext-0.1.0.*{said}.*MASPO_CUDA=1 make wheel"):
+    message = f"expected a wheel of this tree .* got maspo_ext-0.1.0.*{said}.*MASPO_CUDA=1 make wheel"
+    with pytest.raises(SystemExit, match=message):
         built_wheel.find_wheel(tree)
 
 

@@ -1,6 +1,6 @@
 """A small set of calls for compute-sanitizer: every kernel, with tails, strides and packed input. Run by `make gpu`.
 
-``--without-products`` leaves out what calls torch's BLAS: initcheck looks at every kernel, and theirs would take it minutes.
+``--without-products`` leaves out what calls torch's BLAS: initcheck looks at every kernel, and those take minutes.
 """
 
 import sys

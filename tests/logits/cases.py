@@ -130,8 +130,8 @@ def assert_same_row(actual: tuple, expected: tuple, device: str) -> None:
 
 # What a float32 GEMM's order of additions, and what one rounding of a gradient, may change of the largest value.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11 + 2e-5}
-# On a GPU the gradient of half-precision logits is a half, too, as its tensor cores want it: the gradients of hidden states
-# and head are rounded twice.
+# On a GPU the gradient of half-precision logits is a half, too, as its tensor cores want it: the gradients of hidden
+# states and head are rounded twice.
 GPU_TOLERANCE = TOLERANCE | {torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
