@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 
 import torch
-from timing import Clock
 
 FLOATS = {"cpu": 2**25, "cuda": 2**28}  # of each array: larger than any cache
 
 
-def triad_bandwidth(device: str, clock: Clock) -> float:
+def triad_bandwidth(device: str, clock: Callable) -> float:
     """Bytes per second, the written array counted once; the best of the runs on a CPU, where others disturb, else the median."""
     a, b = (torch.ones(FLOATS[device], device=device) for _ in range(2))
     out = torch.empty_like(a)

@@ -3,6 +3,7 @@
 Forward and backward of every peer (``linear_peers.py``), beside the three matrix products that nobody can do without:
 the logits, and from their gradient those of the hidden states and of the weight. Times are ratios of paired runs, as in
 ``loss.py``; the memory is what a peer holds at a time beyond its inputs and the two gradients (``memory.py``).
+Times are of the wall clock, on a GPU, too: a call takes it tens of milliseconds, beside which launching is nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ CASES = {"cpu": (4, 128, 896, 151936, torch.float32), "cuda": (8, 1024, 3584, 15
 QUICK = (2, 8, 32, 1000)
 THREADS = 2  # of the CPU's case
 ROUNDS = {"cpu": 7, "cuda": 20}  # on a CPU one takes half a minute
-GOALS = {"cpu": (1.15, 64), "cuda": (1.25, 1024)}  # of OURS: time over the floor, MiB
+# Of OURS: time over the floor, MiB. Half-precision weights cannot meet that of the GPU as long as their gradient is
+# added up in float32, which is no output: 2,079 MiB in its case.
+GOALS = {"cpu": (1.15, 64), "cuda": (1.25, 1024)}
 MIB = 2**20
 NEED_CUDA = ("verl triton",)
 REMEDIES = {"Liger (grpo)": LIGER.remedy()}
@@ -145,9 +148,13 @@ def print_table(rows: list[dict], device: str) -> None:
     ours = next(row for row in rows if row["peer"] == OURS)
     time_goal, memory_goal = GOALS[device]
     print(
-        f"goals of {OURS}: {ours['over_three_gemms']} times three GEMMs (at most {time_goal}), "
-        f"{ours['peak_mib']} MiB (at most {memory_goal})"
+        f"goals of {OURS}: {against_goal(ours['over_three_gemms'], time_goal, 'times three GEMMs')}, "
+        f"{against_goal(ours['peak_mib'], memory_goal, 'MiB')}"
     )
+
+
+def against_goal(figure: str, goal: float, what: str) -> str:
+    return f"{figure} {what} (at most {goal}: {'reached' if float(figure) <= goal else 'not reached'})"
 
 
 def plot(rows: list[dict], path: Path) -> None:

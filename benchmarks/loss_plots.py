@@ -40,8 +40,11 @@ def _shown(figures, **wanted):
 def _by_size(axes, rows) -> None:
     for peer in ("eager", "torch.compile"):
         chosen = _shown(rows, ratio_mode="maspo", peer=peer)
-        sizes = [f"{row['rows']}x{row['cols']}" for row in chosen]
-        axes.plot(sizes, [float(row["peer_over_ours"]) for row in chosen], "o-", label=peer)
+        for prefix, line, label in (("", "o-", peer), ("gpu_", "o--", f"{peer}, GPU alone")):
+            known = [row for row in chosen if row.get(f"{prefix}peer_over_ours")]
+            if known:
+                sizes = [f"{row['rows']}x{row['cols']}" for row in known]
+                axes.plot(sizes, [float(row[f"{prefix}peer_over_ours"]) for row in known], line, label=label)
     axes.set(title="maspo, forward + backward, float32", ylabel="time of the peer / ours", xlabel="batch")
     axes.set_ylim(bottom=0)
 
@@ -70,6 +73,8 @@ def _scaling(axes, rows) -> None:
         of_threads = [row for row in chosen if row["threads"] == threads]
         tokens, seconds = [row["rows"] * row["cols"] for row in of_threads], [float(row["seconds"]) for row in of_threads]
         large = [i for i, one in enumerate(tokens) if one >= 2**16]
-        steep = slope([tokens[i] for i in large], [seconds[i] for i in large])
-        axes.loglog(tokens, seconds, "o-", label=f"{threads} thread{'s' * (int(threads) > 1)}: slope {steep:.2f} from 2^16")
+        label = f"{threads} thread{'s' * (int(threads) > 1)}"
+        if len(large) > 1:  # else the run was stopped before
+            label += f": slope {slope([tokens[i] for i in large], [seconds[i] for i in large]):.2f} from 2^16"
+        axes.loglog(tokens, seconds, "o-", label=label)
     axes.set(title="maspo_ext, maspo, forward + backward", xlabel="tokens", ylabel="seconds")

@@ -9,5 +9,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def commit() -> str:
     """The short hash; where the tree came without its history, what the caller says in MASPO_COMMIT."""
-    completed = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return completed.stdout.strip() or os.environ.get("MASPO_COMMIT", "unknown")
+    try:
+        completed = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        known = completed.stdout.strip()
+    except FileNotFoundError:  # no git here
+        known = ""
+    return known or os.environ.get("MASPO_COMMIT", "unknown")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from cases import Case, make_batch
-from timing import Clock
 
 import maspo_ext
 
@@ -15,8 +14,8 @@ LARGEST = 26  # log2 of the tokens
 RUNS = 5
 
 
-def scaling(device: str, clock: Clock, step) -> Iterator[tuple[int, Case, float]]:
-    """(threads, case, seconds) of MASPO's forward and backward; the best of the runs."""
+def scaling(device: str, clocks: dict[str, Callable], step) -> Iterator[tuple[int, Case, dict[str, float]]]:
+    """(threads, case, seconds by clock) of MASPO's forward and backward; the best of the runs."""
     most = torch.get_num_threads()
     try:
         for threads in sorted({1, most}) if device == "cpu" else [most]:
@@ -31,6 +30,6 @@ def scaling(device: str, clock: Clock, step) -> Iterator[tuple[int, Case, float]
                     torch.autograd.grad(maspo_ext.policy_loss(**batch).loss, batch["log_prob"])
 
                 both()
-                yield threads, case, min(clock(both) for _ in range(RUNS))
+                yield threads, case, {name: min(clock(both) for _ in range(RUNS)) for name, clock in clocks.items()}
     finally:
         torch.set_num_threads(most)

@@ -5,6 +5,7 @@
     decide.py         MASPO_CUDA, torch and nvcc -> CPU build, CUDA build, fetch a compiler, or an error
     flags.py          the compile and link commands
     objects.py        runs them in parallel, and only where something changed
+    sources.py        the sources as one number, by which a wheel is known to be of this tree
     extension.py      setuptools' build_ext, made of the above
     backend.py        the PEP 517 backend: asks for torch or nvcc only if they are missing
     cmake.py          tells CMakeLists.txt the same facts

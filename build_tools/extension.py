@@ -7,7 +7,7 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-from build_tools import decide, flags, objects
+from build_tools import decide, flags, objects, sources
 from build_tools.errors import BuildError
 from build_tools.nvcc import find_nvcc
 from build_tools.torch_headers import find_torch
@@ -50,7 +50,10 @@ def build_info(made):
     code = "CPU + CUDA (" + ", ".join("PTX" if arch.startswith("compute_") else arch for arch in archs) + ")" if cuda else "CPU only"
     tool = f" with nvcc {made.nvcc.version}" if cuda else ""
     summary = f"maspo_ext: built {code} against torch {made.torch.version} headers{tool}"
-    return {"cuda": cuda, "archs": archs, "torch_headers": made.torch.version, "summary": summary}
+    return {
+        "cuda": cuda, "archs": archs, "torch_headers": made.torch.version, "summary": summary,
+        "sources": sources.digest(flags.ROOT),
+    }  # fmt: skip
 
 
 class BuildExtension(build_ext):

@@ -74,6 +74,13 @@ def test_the_result_is_said_in_one_line(built, info):
     assert ("CUDA (sm_80, sm_90, sm_100, PTX)" if info["cuda"] else "CPU only") in info["summary"]
 
 
+def test_the_sources_are_told_by_their_digest(info, root):
+    """Through the archive, which so has them all: by it benchmarks/built_wheel.py knows a wheel of this tree."""
+    from build_tools import sources
+
+    assert info["sources"] == sources.digest(root)
+
+
 def test_one_wheel_for_every_python_from_3_10_on(built, wheel):
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert built[0].name == f"maspo_ext-0.1.0-cp310-abi3-{platform}.whl"

@@ -243,5 +243,7 @@ def test_more_than_2_to_the_31_tokens(device):
     batch["response_mask"] = torch.ones(1, 1, dtype=torch.bool, device=device).expand(rows, cols)
     total, stats = op(**batch, loss_agg_mode="token-sum")
     one, one_stats = op(**{name: value[:1, :1] for name, value in batch.items()})
-    torch.testing.assert_close(total, one * (rows * cols), rtol=1e-6, atol=0)
-    torch.testing.assert_close(stats, one_stats, rtol=1e-6, atol=0)
+    # A lane of a GPU adds 128 float32 numbers one by one: of equal numbers the roundings do not cancel.
+    rtol = 1e-6 if device == "cpu" else 1e-5
+    torch.testing.assert_close(total, one * (rows * cols), rtol=rtol, atol=0)
+    torch.testing.assert_close(stats, one_stats, rtol=rtol, atol=0)

@@ -130,7 +130,8 @@ def test_entropy_is_the_method_on_shaped_advantages(method, dtype, alpha, kappa,
     result = run(batch, **method.keywords, **keywords)
 
     adv, entropy = batch["advantages"], batch.pop("entropy")
-    bonus = torch.minimum(alpha * entropy.clamp(min=0), adv.abs() / kappa)
+    # By a tensor: on a GPU torch divides by a number as it multiplies by its inverse.
+    bonus = torch.minimum(alpha * entropy.clamp(min=0), adv.abs() / torch.full_like(adv, kappa))
     shaped = run({**batch, "advantages": adv + bonus}, **DEFAULT_METHODS[plain].keywords)
     assert_same_bits(result._replace(stats=shaped.stats), shaped)
     assert torch.equal(result.stats[:13], shaped.stats[:13])
