@@ -63,7 +63,8 @@ def policy_loss(
         old_log_prob: ``[B, T]``, the same under the policy that generated them; no gradient flows through it. None where that
             is the policy that is trained (one update per batch): every ratio is 1.
         advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``; with ``cu_seqlens`` ``[total_tokens]`` or ``[B, 1]``.
-        response_mask: ``[B, T]``, bool, integer or float; a weight per token. Where it is 0 no input is used, NaN included.
+        response_mask: ``[B, T]``, bool, integer or float; a weight per token, not below 0, which nobody checks. Where it is 0
+            no input is used, NaN included.
         ratio_mode: the method: ``maspo``, ``ppo`` (or ``grpo``, the same), ``clip_higher``, ``dac``, ``entropy_adv``, ``bapo`` or
             ``sapo``.
         config: its hyper-parameters, an object of ``maspo_ext.RATIO_MODES[ratio_mode]``; or give them as keywords.

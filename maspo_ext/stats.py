@@ -52,7 +52,7 @@ kept_stat_names = functools.lru_cache(maxsize=64)(stat_names)
 class PolicyLossStats(NamedTuple):
     """The statistics of one pass; they stay on the device until someone asks.
 
-    All are over unmasked tokens, weighted by the mask; of a batch without tokens all are 0.
+    All are over unmasked tokens, weighted by the mask; of a batch without tokens all are 0, but for what BAPO's search ends with.
 
     * ``actor/pg_clipfrac``, ``actor/pg_clipfrac_lower``: fraction of tokens that the method's clip and the dual clip
       (``clip_ratio_c``) stop. For MASPO, as in its reference: those that PPO's would; it applies neither. For SAPO: 0 and 0,
