@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from contextvars import ContextVar
 from difflib import get_close_matches
 from types import MethodType, ModuleType
@@ -27,6 +28,7 @@ BACKEND = "maspo"
 _log = logging.getLogger(__name__)
 _MODEL_KEY = "actor_rollout_ref.model"
 _KEY = f"{_MODEL_KEY}.fused_kernel_options.impl_backend"
+_HEAD = "lm_head"
 _STRATEGIES = ("fsdp", "fsdp2")
 # Of these verl fuses nothing: it prints a line, and fails after the first rollout.
 _NOT_FUSED = ("kimi_vl",)
@@ -155,6 +157,7 @@ def _check(model_config: Any, strategy: str) -> None:
         family = getattr(getattr(model_config, "hf_config", None), "model_type", None)
         if family in _NOT_FUSED:
             raise _refused("a model that verl has a fused forward for", family)
+        _require_no_adapter_to_come(model_config)
 
 
 def _require_plain_head(model: torch.nn.Module) -> None:
@@ -167,6 +170,23 @@ def _require_plain_head(model: torch.nn.Module) -> None:
         value = getattr(config, key, None)
         if value not in (None, 1):
             raise _refused("a model whose logits are what lm_head returns", f"{name} with {key}={value}")
+
+
+def _require_no_adapter_to_come(model_config: Any) -> None:
+    """The same as :func:`_require_no_adapter`, of what peft will do with these keys, before there is a model."""
+
+    def has_head(key: str) -> bool:
+        modules = getattr(model_config, key, None)
+        if isinstance(modules, str):  # a pattern; or a word of peft's, which means all but the head
+            return modules != "all-linear" and re.fullmatch(modules, _HEAD) is not None
+        return modules is not None and _HEAD in modules
+
+    if getattr(model_config, "lora_rank", 0) > 0 and has_head("target_modules") and not has_head("exclude_modules"):
+        raise _refused(
+            f"{_HEAD} without an adapter",
+            f"target_modules={model_config.target_modules}",
+            f"Leave {_HEAD} out of {_MODEL_KEY}.target_modules.",
+        )
 
 
 def _require_no_adapter(head: torch.nn.Module) -> None:

@@ -200,6 +200,24 @@ def test_family_that_verl_does_not_fuse_is_refused(new_engine):
         new_engine("fsdp2", "maspo", hf_config=hf_config)
 
 
+LORA = {"lora_rank": 8, "exclude_modules": None}
+
+
+@pytest.mark.parametrize("target_modules", [["q_proj", "lm_head"], ".*(q_proj|lm_head)", "lm_head"], ids=str)
+def test_lora_on_the_head_is_refused_before_there_is_a_model(target_modules, new_engine):
+    settings = {**LORA, "target_modules": target_modules}
+    new_engine("fsdp2", "torch", **settings)
+    with pytest.raises(ValueError, match=f"{KEY}=maspo: expected lm_head without an adapter, got .*target_modules=.*Leave lm_head"):
+        new_engine("fsdp2", "maspo", **settings)
+    new_engine("fsdp2", "maspo", **settings | {"lora_rank": 0})
+    new_engine("fsdp2", "maspo", **settings | {"exclude_modules": "lm_head"})
+
+
+@pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj"], ".*_proj", None], ids=str)
+def test_lora_elsewhere(target_modules, new_engine):
+    new_engine("fsdp2", "maspo", **LORA, target_modules=target_modules)
+
+
 @pytest.mark.parametrize("impl_backend", ["masp0", "MASPO", "mapso", "maspo_ext"])
 def test_misspelt_backend(impl_backend, new_engine):
     with pytest.raises(ValueError, match=f"{KEY}: expected maspo .*, got '{impl_backend}'. Did you mean maspo?"):
