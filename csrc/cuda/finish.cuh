@@ -39,13 +39,19 @@ __device__ __forceinline__ BatchSums sum_rows(const LossParams& p, double* scrat
   double tokens = 0, rows = 0, unsound = 0;
   for_rows(p.batch.rows, threadIdx.x / lanes, rows_at_once, [&](int64_t row, int count) {
     RowSums sums[kRowsAtOnce] = {};
+#pragma unroll 1  // more loads at a time would take registers that the pass needs
     for (int64_t i = lane; i < pieces; i += lanes) {
+      RowSums piece[kRowsAtOnce] = {};
+      const RowSums* of_row = p.pieces + row * pieces + i;
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (k >= count) continue;
-        const RowSums piece = p.pieces[(row + int64_t{k} * rows_at_once) * pieces + i];
-        sums[k].tokens += piece.tokens;
-        sums[k].loss += piece.loss;
+        if (k < count) piece[k] = *of_row;
+        of_row += rows_at_once * pieces;
+      }
+#pragma unroll
+      for (int k = 0; k < kRowsAtOnce; ++k) {
+        sums[k].tokens += piece[k].tokens;
+        sums[k].loss += piece[k].loss;
       }
     }
 #pragma unroll
