@@ -20,10 +20,10 @@ import torch  # noqa: E402
 from byte_tokenizer import build_tokenizer  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from make_tiny_qwen2 import build_model  # noqa: E402
-from policy_loss_trainer import LinearPolicyLossTrainer, PolicyLossTrainer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 import maspo_ext  # noqa: E402
+from maspo_ext.integrations.trl import LinearPolicyLossTrainer, PolicyLossTrainer  # noqa: E402
 
 TRAINERS = {"policy": PolicyLossTrainer, "linear": LinearPolicyLossTrainer, "trl": GRPOTrainer}
 PROMPTS = [f"{a}+{b}=" for a in range(1, 9) for b in range(10, 18)]

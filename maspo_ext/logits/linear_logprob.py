@@ -29,7 +29,8 @@ def linear_logprob(
     """:func:`maspo_ext.logprob` of ``hidden @ weight.T + bias``, whose logits are never there as a whole.
 
     Forward and backward go through the vocabulary block by block; backward makes a block's logits again, and every part of the
-    weight's gradient is added up in float32 over all tokens and rounded once.
+    weight's gradient is added up in float32 over all tokens and rounded once (on a GPU by cuBLAS, which adds up in halves now and then
+    where ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` or ``allow_fp16_...`` lets it, as they do by default).
 
     Args:
         hidden: ``[..., H]``, the model's last hidden states; float32, float64, bfloat16 or float16. Logits are float32

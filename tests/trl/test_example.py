@@ -1,4 +1,4 @@
-"""examples/trl: TRL's trainer with our losses, for two steps on a CPU."""
+"""maspo_ext.integrations.trl in examples/trl: TRL's trainer with our losses, for two steps on a CPU."""
 
 import json
 import os

@@ -1,6 +1,6 @@
 """TRL's GRPOTrainer with a loss of maspo_ext: from TRL's log-probabilities, or from hidden states without logits.
 
-Everything but the loss is TRL's: generation, rewards, advantages, logging. Copy this file into your project.
+Everything but the loss is TRL's: generation, rewards, advantages, logging.
 """
 
 from __future__ import annotations
