@@ -16,6 +16,7 @@ def losses():
         (2, 515, torch.bfloat16),
         (5, 33, torch.float64),
         (1, 4, torch.float16),
+        (700, 3, torch.float32),  # several rows for each thread of the last block
     ):
         old = -3 * torch.rand(rows, cols, device="cuda", dtype=torch.float64)
         new = old + 0.5 * torch.randn_like(old)
