@@ -112,7 +112,7 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(run_with, tmp_pat
 
 
 def test_a_step_that_is_stopped_still_says_what_it_has(run_with, tmp_path):
-    code = "import time\ntry: time.sleep(99)\nfinally: print('2 failed')"
+    code = "import time\ntry: time.sleep(99)\nfinally: print('2 failed', flush=True)  # before the traceback"
     _, result = run_with({"install": python(code, limit=1)})
     assert result["steps"][0]["note"] == "stopped after 1 s: KeyboardInterrupt" and result["steps"][0]["seconds"] < 10
     (log,) = tmp_path.glob("*.log")
