@@ -103,7 +103,7 @@ def test_metadata(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert [line for line in metadata.get_all("Requires-Dist") if "extra" not in line] == ["torch>=2.11"]
-    assert set(metadata.get_all("Provides-Extra")) == {"verl", "cupy", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {"verl", "trl", "cupy", "test"}
     entry_points = wheel.read("maspo_ext-0.1.0.dist-info/entry_points.txt").decode()
     assert entry_points.split() == [
         *("[verl.plugins]", "maspo", "=", "maspo_ext.integrations.verl.plugin"),
