@@ -10,7 +10,7 @@ import torch
 from maspo_ext import checks
 from maspo_ext.config import config_for
 from maspo_ext.functional import PolicyLossOutput, policy_loss
-from maspo_ext.logits.checks import check_temperature, memory_budget_of
+from maspo_ext.logits.checks import check_entropy_coef, check_temperature, memory_budget_of
 from maspo_ext.logits.linear_loss import LinearLossOutput, linear_loss
 from maspo_ext.methods import MethodConfig
 from maspo_ext.scalars import scalar_keywords
@@ -133,7 +133,7 @@ class LinearPolicyLoss(PolicyLoss):
         super().__init__(ratio_mode, config, loss_agg_mode, **settings)
         check_temperature(temperature)
         self.temperature = temperature
-        checks.check_non_negative("entropy_coef", entropy_coef, "It weighs the entropy bonus; 0 is none.")
+        check_entropy_coef(entropy_coef)
         self.memory_budget = memory_budget_of(memory_budget)
         self.entropy_coef = entropy_coef
 

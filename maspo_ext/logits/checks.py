@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import FLOAT_DTYPES, check_positive, check_tensor, message, whole_number
+from maspo_ext.checks import FLOAT_DTYPES, check_non_negative, check_positive, check_tensor, message, whole_number
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."
@@ -14,6 +14,10 @@ _OVER_ROWS = "Targets are the words of the response, one per row: shift them aga
 
 def check_temperature(temperature: Any) -> None:
     check_positive("temperature", temperature, "It divides the logits; 1.0 leaves them as they are.")
+
+
+def check_entropy_coef(entropy_coef: Any) -> None:
+    check_non_negative("entropy_coef", entropy_coef, "It weighs the entropy bonus; 0 is none.")
 
 
 def memory_budget_of(memory_budget: Any) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.checks import check_non_negative, check_tensors, parse_threshold
+from maspo_ext.checks import check_tensors, parse_threshold
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import (
     is_known_one,
@@ -96,10 +96,9 @@ def linear_loss(
             tokens are not used, whatever their target.
         entropy_coef: weight of an entropy bonus: the tokens' entropies, aggregated as their losses are, are taken off the loss so
             many times. A term of your own in the ``entropy`` that is returned has no gradient.
-        old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`; without
-            ``old_log_prob`` (None) it is the ``log_prob`` made here. But for
+        old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`, but for
             ``entropy``: where the advantages are shaped by it (``ratio_mode="entropy_adv"``, ``entropy_alpha``), it is the
-            one made here.
+            one made here. An ``old_log_prob`` of None is the ``log_prob`` made here.
 
     Returns:
         ``LinearLossOutput(loss, stats, log_prob, entropy)``; ``log_prob`` has the bits of :func:`maspo_ext.linear_logprob`
@@ -242,7 +241,7 @@ def _linear_loss(
             f"maspo_ext: torch.ops.maspo.linear_loss: ratio_mode: expected one that needs no pass over all tokens first, got {ratio_mode!r}. "
             "Use maspo_ext.linear_loss, which takes the two ops one after the other."
         )
-    check_non_negative("entropy_coef", entropy_coef, "It weighs the entropy bonus; 0 is none.")
+    checks.check_entropy_coef(entropy_coef)
     checks.check_tokens(hidden, keywords.get("cu_seqlens") is not None)
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
     # Stands for the log-probabilities and the entropy, which have its shape and device.
