@@ -198,7 +198,7 @@ def _as_int64(cu_seqlens):
 def local_bapo_sums(config, log_prob, *tensors, cu_seqlens=None, **shared):
     """The sums of this call's tokens by which BAPO's search decides; float64, without gradient."""
     return torch.ops.maspo.bapo_sums(
-        log_prob.detach(), *tensors, **config.candidates(), **shared, cu_seqlens=_as_int64(cu_seqlens)
+        log_prob.detach(), *tensors, **config.candidates, **shared, cu_seqlens=_as_int64(cu_seqlens)
     )
 
 
@@ -218,7 +218,7 @@ def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
                 "result: the op runs no collective of its own."
             )
         bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared)
-    return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates(), **config.search())
+    return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates, **config.search())
 
 
 def _arithmetic_dtype(log_prob: torch.Tensor) -> torch.dtype:

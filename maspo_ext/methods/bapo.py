@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,8 +142,9 @@ class BapoConfig(MethodConfig):
     def kernel_hyper(self) -> list[float]:
         return []  # the kernel reads the bounds that were found
 
+    @functools.cached_property
     def candidates(self) -> dict[str, list[float]]:
-        """Keywords of ``torch.ops.maspo.bapo_sums`` and ``bapo_bounds``."""
+        """Keywords of ``torch.ops.maspo.bapo_sums`` and ``bapo_bounds``; kept, since every step needs them twice."""
         return {"lower": self.lower_bounds(), "upper": self.upper_bounds()}
 
     def search(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def arguments_of(case: Golden, dtype: torch.dtype) -> dict:
     is_bapo = isinstance(config, maspo_ext.BapoConfig)
     alpha, kappa = config.entropy_adv() or (0.0, 2.0)
     search = (
-        config.candidates() | config.search()
+        config.candidates | config.search()
         if is_bapo
         else {"lower": [], "upper": [], "target": 0.0, "eps": 0.0, "upper_first": False}
     )

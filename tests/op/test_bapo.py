@@ -173,7 +173,7 @@ def test_the_search_sees_the_mask_and_the_shaped_advantages_but_no_weights(devic
 
 
 def sums_of(batch, config):
-    return ops.bapo_sums(*(batch[name] for name in TENSORS), **config.candidates())
+    return ops.bapo_sums(*(batch[name] for name in TENSORS), **config.candidates)
 
 
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=str)
