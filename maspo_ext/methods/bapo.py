@@ -79,18 +79,18 @@ class BapoConfig(MethodConfig):
                     f"ratio_{bound}_max", maximum, least, self._start(bound), "None searches nothing."
                 )
             checks.check_non_negative(f"ratio_{bound}_step", step, "0 searches nothing.")
+        lower, upper = self.candidates.values()
         checks.check_at_most(
-            "ratio_lower_max", self.lower_bounds()[-1], "", 1.0, "A lower bound above 1 would clip the ratio 1."
+            "ratio_lower_max", lower[-1], "", 1.0, "A lower bound above 1 would clip the ratio 1."
         )
         checks.check_at_least(
-            "ratio_upper_start", self.upper_bounds()[0], "", 1.0, "An upper bound below 1 would clip the ratio 1."
+            "ratio_upper_start", upper[0], "", 1.0, "An upper bound below 1 would clip the ratio 1."
         )
         checks.check_bool("upper_first", self.upper_first, "False is the order of the authors' code.")
         checks.check_non_negative("eps", self.eps, "The authors' config has 1e-8.")
-        candidates = len(self.lower_bounds()) + len(self.upper_bounds())
         checks.check_at_most(
             "ratio_lower_step and ratio_upper_step",
-            candidates,
+            len(lower) + len(upper),
             "",
             MAX_CANDIDATES,
             "The number of bounds to try: take larger steps.",
@@ -130,12 +130,13 @@ class BapoConfig(MethodConfig):
         return cls(**(_PUBLISHED[name] | changes))
 
     def hyper(self) -> list[float]:
+        lower, upper = self.candidates.values()
         resolved = {
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
-            "ratio_lower_start": self.lower_bounds()[0],
-            "ratio_lower_max": self.lower_bounds()[-1],
-            "ratio_upper_start": self.upper_bounds()[0],
-            "ratio_upper_max": self.upper_bounds()[-1],
+            "ratio_lower_start": lower[0],
+            "ratio_lower_max": lower[-1],
+            "ratio_upper_start": upper[0],
+            "ratio_upper_max": upper[-1],
         }
         return [float(value) for value in resolved.values()]
 
@@ -144,7 +145,7 @@ class BapoConfig(MethodConfig):
 
     @functools.cached_property
     def candidates(self) -> dict[str, list[float]]:
-        """Keywords of ``torch.ops.maspo.bapo_sums`` and ``bapo_bounds``; kept, since every step needs them twice."""
+        """Keywords of ``torch.ops.maspo.bapo_sums`` and ``bapo_bounds``; kept, since every step needs them twice. Not to be changed."""
         return {"lower": self.lower_bounds(), "upper": self.upper_bounds()}
 
     def search(self) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class BapoConfig(MethodConfig):
             positive, negative = float(effect.clamp(min=0).sum()), -float(effect.clamp(max=0).sum())
             return float("inf") if negative <= 0 else positive / (negative + self.eps)
 
-        bounds = {"lower": self.lower_bounds(), "upper": self.upper_bounds()}
+        bounds = self.candidates
         at = {"lower": 0, "upper": 0}
         for bound in ("upper", "lower") if self.upper_first else ("lower", "upper"):
             while at[bound] + 1 < len(bounds[bound]):
