@@ -25,9 +25,8 @@ struct RowCounts {
   double rows;    // R: rows with at least one token
 };
 
-MASPO_HD double row_scale(const Aggregation& a, const RowCounts& batch, double row_tokens) {
-  // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on.
-  if (row_tokens <= 0) return 0.0;
+// What the scales of all rows with tokens have in common.
+MASPO_HD double batch_scale(const Aggregation& a, const RowCounts& batch) {
   const double tokens = a.batch_num_tokens < 0 ? batch.tokens : a.batch_num_tokens;
   const double rows = a.global_batch_size < 0 ? batch.rows : a.global_batch_size;
   switch (a.mode) {
@@ -35,13 +34,17 @@ MASPO_HD double row_scale(const Aggregation& a, const RowCounts& batch, double r
       return a.dp_size / tokens;
     case kTokenSum:
       return a.dp_size;
-    case kSeqMeanTokenSum:
-      return a.dp_size / rows;
-    case kSeqMeanTokenMean:
-      return a.dp_size / rows / row_tokens;
-    default:
+    case kSeqMeanTokenSumNorm:
       return a.dp_size / rows / a.loss_scale_factor;
+    default:
+      return a.dp_size / rows;
   }
+}
+
+MASPO_HD double row_scale(const Aggregation& a, double of_batch, double row_tokens) {
+  // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on.
+  if (row_tokens <= 0) return 0.0;
+  return a.mode == kSeqMeanTokenMean ? of_batch / row_tokens : of_batch;
 }
 
 }  // namespace maspo

@@ -8,8 +8,20 @@ namespace maspo {
 enum DType : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kUInt8, kInt8, kInt16, kInt32, kInt64 };
 
 MASPO_HD int64_t size_of(DType dtype) {
-  constexpr int8_t bytes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8};
-  return bytes[dtype];
+  switch (dtype) {
+    case kUInt8:
+    case kInt8:
+      return 1;
+    case kBFloat16:
+    case kFloat16:
+    case kInt16:
+      return 2;
+    case kFloat32:
+    case kInt32:
+      return 4;
+    default:
+      return 8;
+  }
 }
 
 // `rows` sequences: padded, each of width `cols`, or packed end to end into `tokens` tokens, sequence b at

@@ -36,6 +36,17 @@ struct MaspoHyper {
   }
 };
 
+// What a loop for most batches leaves out.
+template <class S>
+MASPO_HD bool has_options(const MaspoHyper<S>& h) {
+  return h.gate_gradient;
+}
+template <class S>
+MASPO_HD MaspoHyper<S> without_options(MaspoHyper<S> h) {
+  h.gate_gradient = false;
+  return h;
+}
+
 template <class V>
 MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advantage,
                                      const MaspoHyper<scalar_t<V>>& h) {
@@ -47,12 +58,12 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
   // bound keeps alpha = 0 with old_log_prob = -inf from being 0 * inf.
   const V finite_old = at_least(old_log_prob, V(-Limits<S>::max));
   const V mass = clamp(V(h.sigma_base) * exp_of(V(-h.alpha) * finite_old), V(h.sigma_base), V(h.sigma_high));
-  const V risk = select(pos, one + V(h.beta_pos) * advantage, one / (one - V(h.beta_neg) * advantage));
+  const V risk = select(pos, one + V(h.beta_pos) * advantage, quotient(one, one - V(h.beta_neg) * advantage));
   const V sigma = mass * clamp(risk, V(h.adv_low), V(h.adv_high));
 
   const auto gated_pos = pos & (r.ratio > one), gated_neg = neg & (r.ratio < one);
   const auto gated = gated_pos | gated_neg;
-  const V z = (r.ratio - one) / sigma;
+  const V z = quotient(r.ratio - one, sigma);
   const V gate = select(gated, exp_of_at_most_80(V(S(-0.5)) * z * z), one);
 
   MethodToken<V> token;
@@ -60,7 +71,7 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
   token.dloss = select(r.inside, token.loss, zero);
   if (h.gate_gradient) {
     // d gate / d log_prob = -gate * rho (rho - 1) / sigma^2; where the gate has underflowed its slope is 0, not 0 * inf.
-    token.dloss = token.dloss * select(gated & (gate > zero), one - r.ratio * z / sigma, one);
+    token.dloss = token.dloss * select(gated & (gate > zero), one - quotient(r.ratio * z, sigma), one);
   }
   token.clipped = beyond_clip(r.ratio, advantage, V(h.clip_low), V(h.clip_high));
   token.means[0] = sigma;

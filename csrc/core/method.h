@@ -25,10 +25,14 @@ struct MethodToken {
 template <class Hyper>
 constexpr int kSumsOf = Hyper::kMeans + Hyper::kCounts;
 
-// 1 where the condition holds, for sums that count.
-template <class V>
-MASPO_HD V one_where(flag_t<V> condition) {
-  return select(condition, V(scalar_t<V>(1)), V(scalar_t<V>(0)));
+// What a loop for most batches leaves out: nothing, but where a method has an overload.
+template <class Hyper>
+MASPO_HD bool has_options(const Hyper&) {
+  return false;
+}
+template <class Hyper>
+MASPO_HD Hyper without_options(Hyper h) {
+  return h;
 }
 
 template <class V>

@@ -41,9 +41,9 @@ struct BapoParams {
 
 MASPO_HD int32_t candidate_count(const BapoCandidates& c) { return c.lower_count + c.upper_count; }
 
-template <template <class> class Hyper, class S>
-MASPO_HD Hyper<S> hyper_of(const LossParams& p) {
-  return Hyper<S>::from(p.clip_bounds == nullptr ? p.hyper : p.clip_bounds);
+template <class Hyper>
+MASPO_HD Hyper hyper_of(const LossParams& p) {
+  return Hyper::from(p.clip_bounds == nullptr ? p.hyper : p.clip_bounds);
 }
 
 template <class S>

@@ -65,8 +65,9 @@ MASPO_HD void add_sums(StatSums<double>& total, const StatSums<double>& part) {
 }
 
 // s.sum[kTokens] is the sum of the mask over the whole batch. A batch without tokens has all statistics 0.
-// `clip_bounds` is null, or what BAPO's search found: then these are the method's statistics.
-MASPO_HD void finish_stats(const StatSums<double>& s, int32_t method, const double* clip_bounds, double* stats) {
+// `finish_method` is the method's finish; `clip_bounds` is null, or what BAPO's search found: then these are its statistics.
+template <class Finish>
+MASPO_HD void finish_stats(const StatSums<double>& s, const double* clip_bounds, double* stats, Finish finish_method) {
   const double tokens = s.sum[kTokens];
   const double per_token = tokens == 0 ? 0.0 : 1.0 / tokens;
   stats[kStatClipfrac] = s.sum[kClip] * per_token;
@@ -74,7 +75,7 @@ MASPO_HD void finish_stats(const StatSums<double>& s, int32_t method, const doub
   stats[kStatClipfracLower] = s.sum[kClipLower] * per_token;
   for (int i = 0; i < kMethodStats; ++i) stats[kStatMethod + i] = 0.0;
   if (clip_bounds == nullptr) {
-    finish_method_stats(method, s.method, tokens, stats + kStatMethod);
+    finish_method(s.method, tokens, stats + kStatMethod);
   } else {
     for (int i = 0; i < kNumClipBounds; ++i) stats[kStatMethod + i] = clip_bounds[i];
   }

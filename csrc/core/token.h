@@ -43,7 +43,8 @@ MASPO_HD V finite_probe(V value) {
   return V(scalar_t<V>(0)) * value;
 }
 
-template <class V, class Hyper>
+// kFinite: all inputs are known to be.
+template <bool kFinite = false, class V, class Hyper>
 MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Options<scalar_t<V>>& o,
                                      StatSums<total_t<V>, kSumsOf<Hyper>>& s) {
   using S = scalar_t<V>;
@@ -68,32 +69,30 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Op
     probe += finite_probe(in.ref_log_prob);
   }
   // Every sum is added to as soon as what it counts is known: nothing waits for that in a register.
-  add_to(s.sum[kNonfinite], one_where<V>(probe != probe));
+  if (!kFinite) add_where(s.sum[kNonfinite], probe != probe, one);
   add_to(s.sum[kTokens], in.mask);
 
   const Ratio<V> r = ratio_of<Hyper::kClampLow>(in.log_prob, in.old_log_prob);
   add_to(s.sum[kLogRatio], in.mask * r.log_ratio);
-  add_to(s.sum[kClamped], select(r.inside, zero, in.mask));
+  add_where(s.sum[kClamped], !r.inside, in.mask);
   add_to(s.sum[kRatio], in.mask * r.ratio);
   lower_to(s.ratio_min, select(valid, r.ratio, V(Limits<S>::max)));
   raise_to(s.ratio_max, select(valid, r.ratio, zero));
   const auto beyond_c = (in.advantage < zero) & (r.ratio > V(o.clip_ratio_c));
-  add_to(s.sum[kClipLower], select(beyond_c, in.mask, zero));
+  add_where(s.sum[kClipLower], beyond_c, in.mask);
 
   MethodToken<V> token = method_token(o.dual_clip ? dual_clip(r, beyond_c, V(o.clip_ratio_c)) : r, in.old_log_prob,
                                       in.advantage, h);
-  add_to(s.sum[kClip], select(token.clipped, in.mask, zero));
+  add_where(s.sum[kClip], token.clipped, in.mask);
   for (int i = 0; i < Hyper::kMeans; ++i) add_to(s.method[i], in.mask * token.means[i]);
-  for (int i = 0; i < Hyper::kCounts; ++i) {
-    add_to(s.method[Hyper::kMeans + i], select(token.counts[i], in.mask, zero));
-  }
+  for (int i = 0; i < Hyper::kCounts; ++i) add_where(s.method[Hyper::kMeans + i], token.counts[i], in.mask);
   // A NaN makes `inside` false and is in no branch of a clip: let it reach the gradient instead of hiding it.
   token.dloss = select(token.loss != token.loss, token.loss, token.dloss);
 
   if (o.is_rule != kIsAsGiven) {
     const IsWeight<V> bounded = bounded_is_weight(in.is_weight, V(o.is_lower), V(o.is_upper), o.is_rule);
     in.is_weight = bounded.value;
-    add_to(s.sum[kIsOutside], select(bounded.outside, in.mask, zero));
+    add_where(s.sum[kIsOutside], bounded.outside, in.mask);
   }
   V loss = in.is_weight * token.loss, dloss = in.is_weight * token.dloss;
 

@@ -23,8 +23,9 @@ void scale_rows_cpu(const LossParams& p) {
     batch.tokens += tokens;
     batch.rows += tokens > 0 ? 1.0 : 0.0;
   }
+  const double of_batch = batch_scale(p.aggregation, batch);
   for (int64_t row = 0; row < rows; ++row) {
-    p.row_scale[row] = row_scale(p.aggregation, batch, p.pieces[row * pieces].tokens);
+    p.row_scale[row] = row_scale(p.aggregation, of_batch, p.pieces[row * pieces].tokens);
   }
 }
 
@@ -38,7 +39,9 @@ void finish_forward_cpu(const LossParams& p, bool is_double) {
   }
   StatSums<double> total = no_sums<double>();
   for (int64_t unit = 0; unit < p.tiling.units; ++unit) add_sums(total, p.units[unit]);
-  finish_stats(total, p.method, p.clip_bounds, p.stats);
+  finish_stats(total, p.clip_bounds, p.stats, [&](const double* sums, double tokens, double* stats) {
+    finish_method_stats(p.method, sums, tokens, stats);
+  });
   if (is_double) {
     *static_cast<double*>(p.loss) = loss;
   } else {

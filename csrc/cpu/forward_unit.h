@@ -49,7 +49,7 @@ template <class V, template <class> class Hyper, bool kOptions>
 void forward_unit_with(const LossParams& p, int64_t unit) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
-  const Hyper<S> h = hyper_of<Hyper, S>(p);
+  const Hyper<S> h = hyper_of<Hyper<S>>(p);
   Options<S> o = options_as<S>(p.options);
   if (!kOptions) {
     o.has_entropy = o.has_ref = false;

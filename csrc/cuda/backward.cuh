@@ -15,22 +15,40 @@ struct BackwardParams {
   Tiling tiling;
 };
 
+// Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy.
+constexpr int kStepsAtOnce = 4;
+
 template <class Format>
-__global__ void __launch_bounds__(kBlockThreads) backward_kernel(BackwardParams p) {
+__global__ void __launch_bounds__(kThreads<typename Format::Arithmetic>)
+    backward_kernel(BackwardParams p) {
   using S = typename Format::Arithmetic;
   using T = typename Format::Stored;
-  const int64_t piece = piece_of_warp();
-  if (piece >= piece_count(p.batch, p.tiling)) return;
-  const double row_scale = p.row_scale[piece / p.tiling.pieces_per_row];
-  const S scale = static_cast<S>(row_scale * static_cast<double>(*static_cast<const S*>(p.grad_loss)));
-  const View dlogp = {p.dlogp, 0, 1, sizeof(S) == sizeof(float) ? kFloat32 : kFloat64};
-  for_each_four(p.batch, p.tiling, piece, [&](const Span& span, int64_t col, int count) {
-    S values[kLane] = {};
-    load_as<S>(dlogp, span.start + col, count, values, Cast<S>());
-    T rounded[kLane];
+  const double grad_loss = static_cast<double>(*static_cast<const S*>(p.grad_loss));
+  for_each_piece<S>(p.batch, p.tiling, [&](int64_t, const Span& span) {
+    const S scale = static_cast<S>(p.row_scale[span.row] * grad_loss);
+    const S* const dlogp = static_cast<const S*>(p.dlogp) + span.start;
+    T* const grad = static_cast<T*>(p.grad) + span.start;
+    const bool aligned = aligned_for_pack<kLane>(dlogp);
+    const auto write = [&](int64_t col, int count, const S(&values)[kLane]) {
+      T rounded[kLane];
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) rounded[i] = Format::rounded(values[i] * scale);
-    store_pack(static_cast<T*>(p.grad) + span.start + col, count, rounded);
+      for (int i = 0; i < kLane; ++i) rounded[i] = Format::rounded(values[i] * scale);
+      store_pack(grad + col, count, rounded);
+    };
+    int64_t col = span.first + threadIdx.x % kWarp * kLane;
+    for (; col + (kStepsAtOnce - 1) * kStepTokens + kLane <= span.last; col += kStepsAtOnce * kStepTokens) {
+      Pack<S, kLane> four[kStepsAtOnce];
+#pragma unroll
+      for (int k = 0; k < kStepsAtOnce; ++k) four[k] = load_words(dlogp + col + k * kStepTokens, aligned);
+#pragma unroll
+      for (int k = 0; k < kStepsAtOnce; ++k) write(col + k * kStepTokens, kLane, four[k].value);
+    }
+    for (; col < span.last; col += kStepTokens) {
+      const int count = static_cast<int>(bounded(span.last - col, 0, kLane));
+      S values[kLane] = {};
+      load_as(dlogp + col, 1, count, values, Cast<S>());
+      write(col, count, values);
+    }
   });
 }
 

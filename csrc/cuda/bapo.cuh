@@ -6,53 +6,54 @@
 
 namespace maspo {
 
-// Candidates that a thread keeps in registers; blockIdx.y counts chunks of them.
-constexpr int kBapoChunk = 16;
+// Candidates that a thread keeps in registers, with a lane each for their sums; blockIdx.y counts chunks of them.
+constexpr int kBapoChunk = kWarp / 2;
 
 // One warp per piece, one block per unit and chunk: p.units[unit, candidates of the chunk].
 template <class S>
-__global__ void __launch_bounds__(kBlockThreads) bapo_sums_kernel(BapoParams p) {
-  MASPO_SHARED(double, warp_totals, kWarpsPerBlock * kBapoChunk);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int all = candidate_count(p.candidates), first_candidate = blockIdx.y * kBapoChunk;
-  S sums[kBapoChunk] = {};
-  for_each_four(p.batch, p.tiling, piece_of_warp(), [&](const Span& span, int64_t col, int count) {
-    const auto load = [&](const View& v, S(&out)[kLane]) {
-      if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
-    };
-    S mask[kLane] = {}, log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, entropy[kLane] = {};
-    load(p.response_mask, mask);
-    load(p.log_prob, log_prob);
-    load(p.old_log_prob, old_log_prob);
-    load(p.advantages, advantage);
-    load(p.entropy, entropy);
+__global__ void __launch_bounds__(kThreads<S>) bapo_sums_kernel(BapoParams p) {
+  MASPO_SHARED(double, warp_totals, kThreads<S>);
+  const int lane = threadIdx.x % kWarp, all = candidate_count(p.candidates), first_candidate = blockIdx.y * kBapoChunk;
+  double of_warp = 0;
+  for_each_piece<S>(p.batch, p.tiling, [&](int64_t, const Span& span) {
+    S sums[kBapoChunk] = {};
+    for_each_four(span, [&](int64_t col, int count) {
+      const auto load = [&](const View& v, S(&out)[kLane]) {
+        if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
+      };
+      S mask[kLane] = {}, log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, entropy[kLane] = {};
+      load(p.response_mask, mask);
+      if (!any_token(mask)) return;
+      load(p.log_prob, log_prob);
+      load(p.old_log_prob, old_log_prob);
+      load(p.advantages, advantage);
+      load(p.entropy, entropy);
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      if (p.entropy.data != nullptr) {
-        advantage[i] += entropy_bonus(advantage[i], entropy[i], static_cast<S>(p.entropy_alpha),
-                                      static_cast<S>(p.entropy_kappa));
-      }
-      const BapoToken<S> token = bapo_token(mask[i], log_prob[i], old_log_prob[i], advantage[i]);
+      for (int i = 0; i < kLane; ++i) {
+        if (p.entropy.data != nullptr) {
+          advantage[i] += entropy_bonus(advantage[i], entropy[i], static_cast<S>(p.entropy_alpha),
+                                        static_cast<S>(p.entropy_kappa));
+        }
+        const BapoToken<S> token = bapo_token(mask[i], log_prob[i], old_log_prob[i], advantage[i]);
 #pragma unroll
-      for (int k = 0; k < kBapoChunk; ++k) {
-        const int candidate = first_candidate + k;
-        if (candidate < all) {
-          sums[k] += bapo_term(token, static_cast<S>(p.candidates.bound[candidate]),
-                               candidate >= p.candidates.lower_count);
+        for (int k = 0; k < kBapoChunk; ++k) {
+          const int candidate = first_candidate + k;
+          if (candidate < all) {
+            sums[k] += bapo_term(token, static_cast<S>(p.candidates.bound[candidate]),
+                                 candidate >= p.candidates.lower_count);
+          }
         }
       }
-    }
+    });
+    const S of_half = warp_sums(sums);
+    of_warp += static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kBapoChunk));
   });
-#pragma unroll
-  for (int k = 0; k < kBapoChunk; ++k) {
-    const double total = warp_sum(static_cast<double>(sums[k]));
-    if (lane == 0) warp_totals[warp * kBapoChunk + k] = total;
-  }
+  warp_totals[threadIdx.x] = of_warp;
   __syncthreads();
-  if (threadIdx.x < kBapoChunk && first_candidate + static_cast<int>(threadIdx.x) < all) {
+  if (threadIdx.x < kBapoChunk && first_candidate + lane < all) {
     double total = 0;
-    for (int i = 0; i < kWarpsPerBlock; ++i) total += warp_totals[i * kBapoChunk + threadIdx.x];
-    p.units[static_cast<int64_t>(blockIdx.x) * all + first_candidate + threadIdx.x] = total;
+    for (int i = 0; i < kWarps<S>; ++i) total += warp_totals[i * kWarp + lane];
+    p.units[static_cast<int64_t>(blockIdx.x) * all + first_candidate + lane] = total;
   }
 }
 

@@ -11,6 +11,9 @@ struct CudaPlace {
   void* stream;  // cudaStream_t
 };
 
+// For cuda_tiling, of a batch of this dtype.
+Grid grid_cuda(int device, DType log_prob);
+
 // These return a cudaError_t; 0 is success.
 int forward_cuda(const LossParams& params, CudaPlace place);
 

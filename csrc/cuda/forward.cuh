@@ -3,40 +3,9 @@
 #pragma once
 
 #include "cuda/finish.cuh"
-#include "cuda/load.cuh"
+#include "cuda/plain_steps.cuh"
 
 namespace maspo {
-
-// Four tokens of one lane.
-template <class S, class Hyper>
-__device__ __forceinline__ void forward_four(const LossParams& p, const Hyper& h, const Options<S>& o,
-                                             const Span& span, int64_t col, int count,
-                                             StatSums<S, kSumsOf<Hyper>>& sums, S& loss) {
-  const auto load = [&](const View& v, S (&out)[kLane]) {
-    if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);
-  };
-  S mask[kLane] = {}, dlogp[kLane] = {};
-  load(p.response_mask, mask);
-  if (mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0)) {
-    S log_prob[kLane] = {}, old_log_prob[kLane] = {}, advantage[kLane] = {}, is_weight[kLane] = {1, 1, 1, 1};
-    S entropy[kLane] = {}, ref_log_prob[kLane] = {};
-    load(p.log_prob, log_prob);
-    load(p.old_log_prob, old_log_prob);
-    load(p.advantages, advantage);
-    load(p.rollout_is_weights, is_weight);
-    load(p.entropy, entropy);
-    load(p.ref_log_prob, ref_log_prob);
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      const TokenInputs<S> in{mask[i],      log_prob[i], old_log_prob[i], advantage[i],
-                              is_weight[i], entropy[i],  ref_log_prob[i]};
-      const TokenOutputs<S> out = visit_token(in, h, o, sums);
-      loss += out.loss;
-      dlogp[i] = out.dlogp;
-    }
-  }
-  if (p.dlogp != nullptr) store_pack(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp);
-}
 
 // Whether this block is the last one of the grid to come here; what every other block wrote before is then visible to all
 // threads of this one. To be called after a barrier that follows what the block's other threads wrote. The counter is 0 again
@@ -52,30 +21,48 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, bool* scratch) 
   return *scratch;
 }
 
-// Blocks per multiprocessor that the compiler is to make room for: 102 registers a thread for float32, 170 for float64. With
-// these it spills nothing; left to itself it takes fewer and does (tests/building checks both).
-template <class S>
-constexpr int kForwardBlocks = sizeof(S) == sizeof(float) ? 5 : 3;
+// A piece's sums over the warp: those of StatSums in the lanes of their order, that of the loss behind them.
+constexpr int kLossLane = kNumSums + kMaxMethodSums;
+constexpr int kPieceSums = kWarp / 2;
+static_assert(kLossLane < kPieceSums, "a lane for each sum");
 
-template <class S, template <class> class Hyper>
-__global__ void __launch_bounds__(kBlockThreads, kForwardBlocks<S>) forward_kernel(LossParams p, unsigned* counter) {
-  MASPO_SHARED(StatSums<double>, stat_scratch, kWarpsPerBlock);
-  MASPO_SHARED(double, scratch, kWarpsPerBlock);
+template <class S, class Hyper>
+__device__ __forceinline__ double piece_total(const PieceSums<S, Hyper>& sums) {
+  S value[kPieceSums] = {};
+#pragma unroll
+  for (int i = 0; i < kNumSums; ++i) value[i] = sums.stats.sum[i];
+#pragma unroll
+  for (int i = 0; i < kSumsOf<Hyper>; ++i) value[kNumSums + i] = sums.stats.method[i];
+  value[kLossLane] = sums.loss;
+  const S of_half = warp_sums(value);
+  return static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kPieceSums));
+}
+
+template <template <class> class Hyper, class Steps>
+__global__ void __launch_bounds__(kThreads<typename Steps::Number>, kBlocks<typename Steps::Number>)
+    forward_kernel(LossParams p, unsigned* counter) {
+  using S = typename Steps::Number;
+  MASPO_SHARED(double, scratch, kWarps<S> * kUnitSums);
   MASPO_SHARED(bool, is_last, 1);
-  const int64_t piece = piece_of_warp();
-  const Hyper<S> h = hyper_of<Hyper, S>(p);
-  const Options<S> o = options_as<S>(p.options);
-  StatSums<S, kSumsOf<Hyper<S>>> sums = no_sums<S, kSumsOf<Hyper<S>>>();
-  S loss = 0;
-  for_each_four(p.batch, p.tiling, piece, [&](const Span& span, int64_t col, int count) {
-    forward_four(p, h, o, span, col, count, sums, loss);
+  const int lane = threadIdx.x % kWarp;
+  const Steps steps(p);
+  PieceSums<S, Hyper<S>> sums;
+  double of_warp = 0;
+  for_each_piece<S>(p.batch, p.tiling, [&](int64_t piece, const Span& span) {
+    steps.run(span, sums);
+    const double total = piece_total(sums);
+    of_warp += total;
+    if (lane == kTokens) p.pieces[piece].tokens = total;
+    if (lane == kLossLane) p.pieces[piece].loss = total;
+    sums.begin_piece();
   });
-  const double piece_loss = warp_sum(static_cast<double>(loss));
-  const double piece_tokens = warp_sum(static_cast<double>(sums.sum[kTokens]));
-  if (threadIdx.x % kWarp == 0 && piece < piece_count(p.batch, p.tiling)) p.pieces[piece] = {piece_tokens, piece_loss};
-  const StatSums<double> unit = block_sums(sums, stat_scratch);
-  if (threadIdx.x == 0 && blockIdx.x < p.tiling.units) p.units[blockIdx.x] = unit;
-  if (is_last_block(counter, is_last)) finish_forward<S>(p, scratch, stat_scratch);
+  const double least = warp_min(static_cast<double>(sums.stats.ratio_min));
+  const double most = -warp_min(-static_cast<double>(sums.stats.ratio_max));
+  of_warp = lane == kLeast ? least : lane == kMost ? most : of_warp;
+  const double of_block = over_block<kWarps<S>>(of_warp, scratch);
+  if (threadIdx.x < kUnitSums) reinterpret_cast<double*>(p.units + blockIdx.x)[threadIdx.x] = of_block;
+  __syncthreads();
+  if (is_last_block(counter, is_last)) finish_forward<S, Hyper>(p, scratch);
 }
 
 }  // namespace maspo

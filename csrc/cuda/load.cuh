@@ -6,15 +6,24 @@
 
 namespace maspo {
 
-constexpr int kLane = 4;  // tokens of a lane's step
+// Calls each(piece, span) for the pieces of this warp, of a pass in S.
+template <class S, class Each>
+__device__ __forceinline__ void for_each_piece(const Batch& b, const Tiling& t, Each each) {
+  const int64_t pieces = piece_count(b, t);
+  for (int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarps<S> + threadIdx.x / kWarp; piece < pieces;
+       piece += t.units * kWarps<S>) {
+    const int64_t row = t.pieces_per_row == 1 ? piece : piece / t.pieces_per_row;  // a division takes a while
+    each(piece, piece_span(b, t, row, piece - row * t.pieces_per_row));
+  }
+}
 
-// Calls each(span, col, count) for this lane's steps through the piece of its warp; does nothing where there is no such piece.
+// Calls each(col, count) for this lane's steps through a piece, as often in every lane: count of the kLane tokens from col on
+// exist, which may be none.
 template <class Each>
-__device__ __forceinline__ void for_each_four(const Batch& b, const Tiling& t, int64_t piece, Each each) {
-  if (piece >= piece_count(b, t)) return;
-  const Span span = piece_span(b, t, piece / t.pieces_per_row, piece % t.pieces_per_row);
-  for (int64_t col = span.first + threadIdx.x % kWarp * kLane; col < span.last; col += kWarp * kLane) {
-    each(span, col, span.last - col < kLane ? static_cast<int>(span.last - col) : kLane);
+__device__ __forceinline__ void for_each_four(const Span& span, Each each) {
+  for (int64_t first = span.first; first < span.last; first += kStepTokens) {
+    const int64_t col = first + threadIdx.x % kWarp * kLane;
+    each(col, static_cast<int>(bounded(span.last - col, 0, kLane)));
   }
 }
 
@@ -39,18 +48,28 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
   return *reinterpret_cast<const Pack<T, N>*>(p);
 }
 
+// The same at any address, which aligned says is one for it.
+template <class T>
+__device__ __forceinline__ Pack<T, kLane> load_words(const T* p, bool aligned) {
+  return aligned ? load_pack<kLane>(p) : Pack<T, kLane>{p[0], p[1], p[2], p[3]};
+}
+
+template <class T>
+__device__ __forceinline__ Pack<T, kLane> pack_of(T value) {
+  return {value, value, value, value};
+}
+
 // `count` of the four exist; the others are left as they are.
 template <class T, class S, class Convert>
-__device__ __forceinline__ void load_as(const View& v, int64_t offset, int count, S (&out)[kLane], Convert convert) {
-  const T* p = static_cast<const T*>(v.data) + offset;
-  if (count == kLane && v.col_stride == 1 && aligned_for_pack<kLane>(p)) {
+__device__ __forceinline__ void load_as(const T* p, int64_t stride, int count, S (&out)[kLane], Convert convert) {
+  if (count == kLane && stride == 1 && aligned_for_pack<kLane>(p)) {
     const Pack<T, kLane> four = load_pack<kLane>(p);
 #pragma unroll
     for (int i = 0; i < kLane; ++i) out[i] = convert(four.value[i]);
   } else {
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      if (i < count) out[i] = convert(p[i * v.col_stride]);
+      if (i < count) out[i] = convert(p[i * stride]);
     }
   }
 }
@@ -74,26 +93,34 @@ struct FromFloat16 {
 // The switch is uniform over the grid.
 template <class S>
 __device__ __forceinline__ void load_four(const View& v, int64_t offset, int count, S (&out)[kLane]) {
+  const auto load = [&](auto type, auto convert) {
+    load_as(static_cast<const decltype(type)*>(v.data) + offset, v.col_stride, count, out, convert);
+  };
   switch (v.dtype) {
     case kFloat32:
-      return load_as<float>(v, offset, count, out, Cast<S>());
+      return load(float(), Cast<S>());
     case kFloat64:
-      return load_as<double>(v, offset, count, out, Cast<S>());
+      return load(double(), Cast<S>());
     case kBFloat16:
-      return load_as<uint16_t>(v, offset, count, out, FromBFloat16<S>());
+      return load(uint16_t(), FromBFloat16<S>());
     case kFloat16:
-      return load_as<uint16_t>(v, offset, count, out, FromFloat16<S>());
+      return load(uint16_t(), FromFloat16<S>());
     case kUInt8:
-      return load_as<uint8_t>(v, offset, count, out, Cast<S>());
+      return load(uint8_t(), Cast<S>());
     case kInt8:
-      return load_as<int8_t>(v, offset, count, out, Cast<S>());
+      return load(int8_t(), Cast<S>());
     case kInt16:
-      return load_as<int16_t>(v, offset, count, out, Cast<S>());
+      return load(int16_t(), Cast<S>());
     case kInt32:
-      return load_as<int32_t>(v, offset, count, out, Cast<S>());
+      return load(int32_t(), Cast<S>());
     case kInt64:
-      return load_as<int64_t>(v, offset, count, out, Cast<S>());
+      return load(int64_t(), Cast<S>());
   }
+}
+
+template <class S>
+__device__ __forceinline__ bool any_token(const S (&mask)[kLane]) {
+  return mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0);
 }
 
 // The machine's words for a store of this many bytes.

@@ -58,7 +58,8 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
-    return run(cuda_tiling(params.batch.rows, params.batch.cols),
+    return run(cuda_tiling(params.batch.rows, params.batch.cols,
+                       grid_cuda(log_prob.get_device_index(), params.log_prob.dtype)),
                [&] { check_cuda(bapo_sums_cuda(params, current_cuda_place(log_prob)), "bapo_sums"); });
   }
 #endif

@@ -119,7 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
-    params.tiling = cuda_tiling(params.batch.rows, params.batch.cols);
+    params.tiling = cuda_tiling(params.batch.rows, params.batch.cols,
+                       grid_cuda(log_prob.get_device_index(), params.log_prob.dtype));
     constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
     Tensor pieces = new_contiguous(log_prob, {piece_count(params.batch, params.tiling), 2}, ScalarType::Double);
     Tensor units = new_contiguous(log_prob, {params.tiling.units, kDoublesPerUnit}, ScalarType::Double);

@@ -46,6 +46,12 @@ cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
   *address = &symbol;
   return cudaSuccess;
 }
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+// Few multiprocessors: a warp then has several pieces, of a batch that is small enough for a test.
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 2;
+  return cudaSuccess;
+}
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the emulation"; }
 
 struct cudaLaunchConfig_t {
@@ -92,6 +98,13 @@ T shuffle_xor(unsigned mask, T value, int lane_mask, const char* site) {
   return value;
 }
 
+// Whether it holds for every lane.
+inline bool vote_all(unsigned mask, bool holds, const char* site) {
+  unsigned all = holds;
+  for (int offset = 1; offset < 32; offset *= 2) all &= shuffle_xor(mask, all, offset, site);
+  return all != 0;
+}
+
 template <unsigned (*get)()>
 struct Coordinate {
   operator unsigned() const { return get(); }
@@ -118,6 +131,7 @@ static const struct {
 #define __syncthreads() ::cuda_on_host::barrier(MASPO_SITE)
 #define __threadfence() ::cuda_on_host::fence()
 #define __shfl_xor_sync(mask, value, lane_mask) ::cuda_on_host::shuffle_xor(mask, value, lane_mask, MASPO_SITE)
+#define __all_sync(mask, holds) ::cuda_on_host::vote_all(mask, holds, MASPO_SITE)
 #define MASPO_SHARED(T, name, count) \
   static const char name##_key = 0;  \
   T(&name)[count] = *static_cast<T(*)[count]>(::cuda_on_host::shared(&name##_key, sizeof(T) * (count)))

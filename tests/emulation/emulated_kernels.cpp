@@ -81,16 +81,18 @@ py::dict loss(uint64_t seed, const py::array& log_prob, const py::array& old_log
   return answer;
 }
 
+constexpr int64_t kMultiprocessors = 132;  // of an H100
+
 // What a launch of a padded batch would cut it into: tokens of a piece, pieces of a row, blocks.
 py::tuple tiling(int64_t rows, int64_t cols) {
-  const Tiling t = cuda_tiling(rows, cols);
+  const Tiling t = cuda_tiling(rows, cols, grid_of<float>(kMultiprocessors));
   return py::make_tuple(t.piece_tokens, t.pieces_per_row, t.units);
 }
 
 // First and last column of a piece, and the offset of its first token in a strided tensor and in the gradient.
 py::tuple piece(int64_t rows, int64_t cols, int64_t row, int64_t index, int64_t row_stride, int64_t col_stride) {
   const Batch batch = {rows, cols, nullptr, rows * cols};
-  const Span span = piece_span(batch, cuda_tiling(rows, cols), row, index);
+  const Span span = piece_span(batch, cuda_tiling(rows, cols, grid_of<float>(kMultiprocessors)), row, index);
   const View view = {nullptr, row_stride, col_stride, kFloat32};
   return py::make_tuple(span.first, span.last, offset_of(view, batch, span, span.first), span.start + span.first);
 }

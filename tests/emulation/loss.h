@@ -23,7 +23,7 @@ struct Result {
 template <class S>
 Result run(LossParams params, bool on_cuda, double grad_loss) {
   const Batch& b = params.batch;
-  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols) : cpu_tiling(b.rows, b.cols);
+  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols, grid_cuda(0, params.log_prob.dtype)) : cpu_tiling(b.rows, b.cols);
   Memory dlogp(b.tokens * sizeof(S)), pieces(b.rows * params.tiling.pieces_per_row * sizeof(RowSums));
   Memory units(params.tiling.units * sizeof(StatSums<double>)), row_scale(b.rows * sizeof(double));
   Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
@@ -83,7 +83,7 @@ struct Search {
 inline Search search(BapoParams params, double target, double eps, bool upper_first, bool on_cuda) {
   const Batch& b = params.batch;
   const int count = candidate_count(params.candidates);
-  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols) : cpu_tiling(b.rows, b.cols);
+  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols, grid_cuda(0, params.log_prob.dtype)) : cpu_tiling(b.rows, b.cols);
   Memory units(params.tiling.units * count * sizeof(double)), sums(count * sizeof(double));
   Memory bounds(kNumClipBounds * sizeof(double));
   params.units = units.as<double>();
