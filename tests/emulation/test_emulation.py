@@ -16,6 +16,7 @@ import torch
 
 import maspo_ext
 
+from ..logits.cases import confident_rows, truth
 from ..op.golden import METRICS, NAMES, Golden
 from .build import CSRC, PROGRAMS, Builder, in_parallel
 
@@ -109,6 +110,26 @@ def test_golden(name, emulated):
         for metric in METRICS:
             name_of = f"actor/{metric}"
             assert expected[name_of] == pytest.approx(stats.to_dict()[name_of], rel=10 * rtol, abs=1e-7)
+
+
+# ---- rounding
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["the target", "another word"])
+@pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("words", [2049, 32003])
+def test_confident_rows_of_float64(words, p, chosen, emulated):
+    """Within two units, without what tests/logits/test_accuracy.py grants on top: torch's own error."""
+    logits, target, _ = confident_rows(4, words, p, chosen)
+    exact = truth(logits, target)
+    upstream = np.ones(4)
+    got = emulated.logprob(
+        seed=1, logits=logits.numpy(), target=target.numpy(), dlog_prob=upstream, dentropy=upstream
+    )
+    for name in ("log_prob", "entropy"):
+        value = getattr(exact, name)
+        error = abs(got[name] - value).max()
+        assert error <= 2 * np.finfo(np.float64).eps * max(1, abs(value).max()), f"{name}: error {error}"
 
 
 # ---- launches that no test could run
