@@ -117,7 +117,7 @@ def test_golden(name, emulated):
 
 @pytest.mark.parametrize("chosen", [True, False], ids=["the target", "another word"])
 @pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.9999])
-@pytest.mark.parametrize("words", [2049, 32003])
+@pytest.mark.parametrize("words", [2049, 32003, 151936])
 def test_confident_rows_of_float64(words, p, chosen, emulated):
     """Within two units, without what tests/logits/test_accuracy.py grants on top: torch's own error."""
     logits, target, _ = confident_rows(4, words, p, chosen)
