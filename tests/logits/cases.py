@@ -218,7 +218,7 @@ def loss_batch(
 
 
 def common_stats(stats: PolicyLossStats) -> torch.Tensor:
-    """The numbers that every way to a loss has: without ``linear_loss``'s count of invalid targets on a GPU, which is 0."""
+    """The numbers that every way to a loss has: without ``linear_loss``'s count of invalid targets on a GPU, here 0."""
     if stats.names[-1] != INVALID_TARGETS:
         return stats.tensor
     assert stats.tensor[-1] == 0
