@@ -3,6 +3,7 @@
 
 #include "core/logits.h"
 #include "cuda/load.cuh"
+#include "cuda/logit_sums.cuh"
 
 namespace maspo {
 
@@ -58,17 +59,17 @@ struct LogitAdder {
   using S = typename Format::Arithmetic;
   static constexpr int kWords = kPackWords<typename Format::Stored>;
   S inv_temperature;
-  LogitSums<S> sums;
+  ThreadLogits<S> seen = {};
 
-  // The maximum is raised once for all of the words. Each pack has sums of its own first: an addition need not wait for
-  // the one before, and fewer numbers are added to what has grown large.
+  // The maximum is raised once for all of the words. Each pack has sums of its own first, and then the step has: an
+  // addition need not wait for the one before, and fewer numbers are added to what has grown large.
   template <int kPacks>
   __device__ __forceinline__ void operator()(int64_t, int,
                                              const Pack<typename Format::Stored, kWords> (&packs)[kPacks]) {
-    S logit[kPacks][kWords], max[kPacks], highest = sums.max;
+    S logit[kPacks][kWords], max[kPacks], highest = seen.sums.max;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
-      max[k] = sums.max;
+      max[k] = seen.sums.max;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
         logit[k][i] = Format::number(packs[k].value[i]);
@@ -76,15 +77,21 @@ struct LogitAdder {
       }
       highest = at_least(highest, max[k]);
     }
-    raise_max(sums, highest, inv_temperature);
+    seen.raise(highest, inv_temperature);
+    const auto of_pack = [&](const S (&words)[kWords]) {
+      LogitSums<S> of_words = {highest, S(0), S(0)};
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      LogitSums<S> of_pack = {highest, S(0), S(0)};
+      for (int i = 0; i < kWords; ++i) add_logit(of_words, words[i], inv_temperature);
+      return of_words;
+    };
+    LogitSums<S> of_step = of_pack(logit[0]);
 #pragma unroll
-      for (int i = 0; i < kWords; ++i) add_logit(of_pack, logit[k][i], inv_temperature);
-      sums.sum += of_pack.sum;
-      sums.weighted += of_pack.weighted;
+    for (int k = 1; k < kPacks; ++k) {
+      const LogitSums<S> next = of_pack(logit[k]);
+      of_step.sum += next.sum;
+      of_step.weighted += next.weighted;
     }
+    seen.add(of_step);
   }
 };
 
@@ -124,12 +131,6 @@ struct GradWriter {
   }
 };
 
-// Over the block's threads, in a fixed order; known to all of them.
-__device__ __forceinline__ LogitSums<double> block_logits(LogitSums<double> s, double inv_temperature, double* scratch) {
-  raise_max(s, block_max<kRowWarps>(s.max, scratch), inv_temperature);
-  return {s.max, block_sum<kRowWarps>(s.sum, scratch), block_sum<kRowWarps>(s.weighted, scratch)};
-}
-
 template <class Format>
 __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::Arithmetic>)
     logprob_kernel(LogprobParams p) {
@@ -152,10 +153,9 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::A
   // Asked for before the row, so that nothing waits for it behind the row.
   const T target = kind == kTargetHere ? words[index - p.target.first_word] : T(0);
   const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));
-  LogitAdder<Format> adder = {static_cast<S>(p.inv_temperature), no_logits<S>()};
+  LogitAdder<Format> adder = {static_cast<S>(p.inv_temperature)};
   for_each_pack(words, p.logits.words, banned, adder);
-  const LogitSums<double> total =
-      block_logits({adder.sums.max, adder.sums.sum, adder.sums.weighted}, p.inv_temperature, scratch);
+  const LogitSums<double> total = block_logits<kRowWarps>(adder.seen, p.inv_temperature, scratch);
   if (threadIdx.x != 0) return;
   const LogitRow result = row_of(total);
   p.state[row] = result.state;

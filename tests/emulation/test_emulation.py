@@ -16,6 +16,7 @@ import torch
 
 import maspo_ext
 
+from ..logits.cases import confident_rows, truth
 from ..op.golden import METRICS, NAMES, Golden
 from .build import CSRC, PROGRAMS, Builder, in_parallel
 
@@ -111,6 +112,26 @@ def test_golden(name, emulated):
             assert expected[name_of] == pytest.approx(stats.to_dict()[name_of], rel=10 * rtol, abs=1e-7)
 
 
+# ---- rounding
+
+
+@pytest.mark.parametrize("chosen", [True, False], ids=["the target", "another word"])
+@pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("words", [2049, 32003, 151936])
+def test_confident_rows_of_float64(words, p, chosen, emulated):
+    """Within two units, without what tests/logits/test_accuracy.py grants on top: torch's own error."""
+    logits, target, _ = confident_rows(4, words, p, chosen)
+    exact = truth(logits, target)
+    upstream = np.ones(4)
+    got = emulated.logprob(
+        seed=1, logits=logits.numpy(), target=target.numpy(), dlog_prob=upstream, dentropy=upstream
+    )
+    for name in ("log_prob", "entropy"):
+        value = getattr(exact, name)
+        error = abs(got[name] - value).max()
+        assert error <= 2 * np.finfo(np.float64).eps * max(1, abs(value).max()), f"{name}: error {error}"
+
+
 # ---- launches that no test could run
 
 
@@ -200,11 +221,12 @@ ROW_FAULTS = {
     "no barrier before the next of a row's sums": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n", "", "thread", "data race"),
     "a level of the maximum's shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) {", "for (int offset = kWarp / 4; offset > 0; offset /= 2) {", "plain", r"seed \d+: "),
     "wrong shuffle mask of a row": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
-    "a row's sums of one warp lost": ("logprob.cuh", "block_sum<kRowWarps>(s.sum, scratch)", "block_sum<kRowWarps - 1>(s.sum, scratch)", "plain", r"seed \d+: "),
+    "a row's sums of one warp lost": ("logit_sums.cuh", "block_sum<kWarps>(s.sum, scratch)", "block_sum<kWarps - 1>(s.sum, scratch)", "plain", r"seed \d+: "),
+    "a row's sums of float64 left coarse": ("logit_sums.cuh", "(value - coarse) + lost", "0 * lost", "plain", r"seed \d+: "),
     "a row's last words lost": ("logprob.cuh", "if (threadIdx.x >= 2) return;", "if (threadIdx.x >= 1) return;", "plain", r"seed \d+: "),
     "a step of a row lost": ("logprob.cuh", "first += kRowPacks * kStride", "first += (kRowPacks + 1) * kStride", "plain", r"seed \d+: "),
     "words that are not there counted": ("logprob.cuh", "const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));", "const T banned = T(0);", "plain", r"seed \d+: "),
-    "maximum raised without the sums": ("logprob.cuh", "    raise_max(sums, highest, inv_temperature);", "    sums.max = highest;", "plain", r"seed \d+: "),
+    "maximum raised without the sums": ("logprob.cuh", "    seen.raise(highest, inv_temperature);", "    seen.sums.max = highest;", "plain", r"seed \d+: "),
     "last word of a pack never the target": ("logprob.cuh", "target < first + kWords)", "target < first + kWords - 1)", "plain", r"seed \d+: grad"),
 }  # fmt: skip
 FAULTS = [("random_cases", name) for name in BATCH_FAULTS] + [("random_rows", name) for name in ROW_FAULTS]

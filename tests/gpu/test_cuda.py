@@ -42,6 +42,7 @@ def assert_same(actual, expected):
 
 
 @every_mode
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device(ratio_mode):
     batch = make_batch()
     step(batch, ratio_mode)

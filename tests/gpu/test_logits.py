@@ -140,6 +140,7 @@ every_call = pytest.mark.parametrize("run, make", CALLS.values(), ids=CALLS)
 
 
 @every_call
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device(run, make):
     tensors = make(0)
     run(*tensors)

@@ -11,6 +11,7 @@ import torch
 
 import maspo_ext
 from maspo_ext.logits import reference
+from maspo_ext.stats import INVALID_TARGETS, PolicyLossStats
 
 from ..op.cases import ARITHMETIC, DEFAULT_METHODS, FLOAT_DTYPES, HALF_DTYPES, bits
 
@@ -40,6 +41,17 @@ def random_rows(
     target = torch.randint(words, (rows,), generator=generator(seed + 1)).to(device)
     target[: min(rows, 2)] = torch.tensor([0, words - 1][: min(rows, 2)])
     return logits, target
+
+
+def confident_rows(
+    rows: int, words: int, p: float, chosen: bool, dtype=torch.float64, device="cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of which one word has the probability ``p``, targets, and that word: the target if it is ``chosen``."""
+    logits, target = random_rows(rows, words, torch.float64, device, spread=1.0)
+    sure = target if chosen else (target + 1) % words
+    others = logits.scatter(-1, sure.unsqueeze(-1), -torch.inf).logsumexp(-1)
+    of_sure = others + torch.tensor(p / (1 - p), dtype=torch.float64).log()
+    return logits.scatter(-1, sure.unsqueeze(-1), of_sure.unsqueeze(-1)).to(dtype), target, sure
 
 
 class Rows(NamedTuple):
@@ -205,13 +217,22 @@ def loss_batch(
     return {**head, **rest}
 
 
+def common_stats(stats: PolicyLossStats) -> torch.Tensor:
+    """The numbers that every way to a loss has: without ``linear_loss``'s count of invalid targets on a GPU, here 0."""
+    if stats.names[-1] != INVALID_TARGETS:
+        return stats.tensor
+    assert stats.tensor[-1] == 0
+    return stats.tensor[:-1]
+
+
 def run_loss(
     function, arguments: dict[str, Any], asked: tuple[str, ...] = HEAD, upstream: float = 1.0, **keywords: Any
 ):
     """``(loss, stats, log_prob, entropy, *gradients)`` of ``linear_loss``, its composition or its twin."""
     arguments = leaves(arguments, asked)
     loss, stats, log_prob, entropy = function(**arguments, **keywords)
-    stats = getattr(stats, "tensor", stats)
+    if isinstance(stats, PolicyLossStats):
+        stats = common_stats(stats)
     wanted = [arguments[name] for name in HEAD if name in arguments and name in asked]
     grads = torch.autograd.grad(loss, wanted, torch.full_like(loss, upstream))
     return (loss.detach(), stats, log_prob, entropy, *grads)

@@ -11,7 +11,7 @@ import torch
 
 import maspo_ext
 
-from .cases import ARITHMETIC, FLOAT_DTYPES, HALF_DTYPES, by_torch, random_rows, run_rows, truth
+from .cases import ARITHMETIC, FLOAT_DTYPES, HALF_DTYPES, by_torch, confident_rows, random_rows, run_rows, truth
 
 ULPS = 2
 VOCABULARIES = [1, 2, 7, 255, 2047, 2048, 2049, 32003, 151936, 262147]
@@ -67,11 +67,7 @@ def test_temperatures(words, dtype, temperature, device):
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("words", [7, 2049, 32003])
 def test_confident_rows(words, dtype, p, chosen, device):
-    logits, target = random_rows(4, words, torch.float64, device, spread=1.0)
-    sure = target if chosen else (target + 1) % words
-    others = logits.scatter(-1, sure.unsqueeze(-1), -torch.inf).logsumexp(-1)
-    of_sure = others + torch.tensor(p / (1 - p), dtype=torch.float64).log()
-    logits = logits.scatter(-1, sure.unsqueeze(-1), of_sure.unsqueeze(-1)).to(dtype)
+    logits, target, sure = confident_rows(4, words, p, chosen, dtype, device)
     # bfloat16 rounds the sure word's logit, and with it p.
     assert dtype in HALF_DTYPES or largest(np.exp(truth(logits, sure).log_prob) - p) < 1e-5
     assert_no_less_exact(logits, target)

@@ -172,7 +172,7 @@ def test_compiled_linear_loss_of_every_mode(method, device):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled", "ignore:TensorFloat32 tensor cores")
 def test_inductor_between_other_operations(no_disk_cache, device):  # noqa: F811
     """The whole compiler: a model in front, and all three ops."""
     head = random_head((3, 5), 6, 21, device=device)

@@ -18,9 +18,17 @@ ops = torch.ops.maspo
 KINDS = [torch.float32, torch.bfloat16]
 
 
+def make_workspaces():
+    """Of cuBLAS, which are torch's memory for the rest of the process: one for this thread, one for autograd's."""
+    with torch.enable_grad():
+        a = torch.ones(16, 16, device="cuda", requires_grad=True)
+        (a @ a).sum().backward()
+
+
 def memory_events(function, device):
     """Bytes of every allocation, and those of every release as a negative number, in their order."""
     if device == "cuda":
+        make_workspaces()
         torch.cuda.empty_cache()  # a free block that is up to 1 MiB too large is taken as a whole
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
     with profile(activities=activities, profile_memory=True) as profiler:

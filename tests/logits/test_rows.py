@@ -157,7 +157,8 @@ def test_gradient_of_a_slice_reaches_the_whole(inplace_backward, device):
     for function, keywords in ((maspo_ext.logprob, {"inplace_backward": inplace_backward}), (reference.logprob, {})):
         leaf = logits.view(3, 6, 33).clone().requires_grad_()
         log_prob, entropy = function((2 * leaf)[:, :-1], target, **keywords)
-        grads += torch.autograd.grad((log_prob, entropy), leaf, upstream(target.shape))
+        of_results = [grad.to(log_prob) for grad in upstream(target.shape)]
+        grads += torch.autograd.grad((log_prob, entropy), leaf, of_results)
     assert not grads[0][:, -1].any()
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-15)
 
