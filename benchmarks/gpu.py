@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one command: `make gpu`. Offline, on what the machine has: torch, pytest, CUDA.
 
 Installs the wheel in dist/ (or builds one) into build/gpu, where it is found before any other; runs the ops' tests on
-the GPU, the benchmarks, and compute-sanitizer on a small set. Writes <gpu>-torch<version>-<commit>.json after every
+the GPU and, beside them, compute-sanitizer on a small set; then the benchmarks, with the GPU to themselves. Writes <gpu>-torch<version>-<commit>.json after every
 step, and beside it a .log with the steps' whole output and the benchmarks' .csv and .png: into $OUT, or where that is
 not set into benchmarks/results. Ends with a table, and exits 1 if anything failed.
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from built_wheel import find_wheel
 from revision import ROOT, commit
-from steps import Step, run
+from steps import Step, run_all
 
 SECONDS = 570  # a machine that is lent for ten minutes ends them without asking
 PYTHON = sys.executable
@@ -49,7 +49,7 @@ def test_step() -> Step:
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // PROCESSES))} if several else {}
     cupy = ["tests/cupy"] if _has("cupy") else []
     folders = ["tests/gpu", "tests/op", "tests/logits", *cupy]
-    return Step([*pytest, *several, "-m", "cuda", *folders], limit=240, environment=threads)
+    return Step([*pytest, *several, "-m", "cuda", *folders], limit=240, environment=threads, together=True)
 
 
 def _has(module: str) -> bool:
@@ -95,8 +95,9 @@ def sanitizer_steps() -> dict[str, Step]:
     return {
         f"compute-sanitizer {tool}": Step(
             [sanitizer(), "--tool", tool, "--error-exitcode", "9", *options, PYTHON, "tests/gpu/sanitized.py", *less],
-            limit=90,
+            limit=120,
             environment=uncached,
+            together=True,
         )
         for tool, (options, less) in tools.items()
     }
@@ -107,8 +108,8 @@ def steps_of(result: Path, wheel: Path | None) -> dict[str, Step]:
     return {
         "install": install_step(wheel),
         "tests on the GPU": test_step(),
-        **benchmark_steps(result),
         **sanitizer_steps(),
+        **benchmark_steps(result),
     }
 
 
@@ -146,11 +147,10 @@ def main() -> int:
     # Found by every process of every step, whatever is installed beside it.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(INSTALLED), os.environ.get("PYTHONPATH")]))
     outcomes = []
-    for name, step in steps_of(result, wheel).items():
-        print(f"== {name}: {' '.join(step.command)}", flush=True)
-        outcomes.append(run(name, step, deadline - time.monotonic(), log))
+    for outcome in run_all(steps_of(result, wheel), deadline, log):
+        outcomes.append(outcome)
         write(result, about, outcomes)
-        if name == "install" and not outcomes[-1]["ok"]:
+        if outcome["step"] == "install" and not outcome["ok"]:
             break
     print()
     for one in outcomes:

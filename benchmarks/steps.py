@@ -7,6 +7,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +23,26 @@ class Step(NamedTuple):
     command: list[str]
     limit: float  # seconds
     environment: dict[str, str] = {}  # beside ours
+    together: bool = False  # with its neighbours of which that holds, too: its time tells nothing
+
+
+def run_all(steps: dict[str, Step], deadline: float, log: Path) -> Iterator[dict]:
+    """The outcomes, in the order of the steps: one after the other, or those together of which that holds."""
+    for together, group in groupby(steps.items(), lambda item: item[1].together):
+        group = list(group)
+        with ThreadPoolExecutor(len(group) if together else 1) as pool:
+            logs = [log.with_name(f"{log.name}.{index}") for index in range(len(group))]
+            running = [
+                pool.submit(lambda name, step, of_step: run(name, step, deadline - time.monotonic(), of_step), *item, of_step)
+                for item, of_step in zip(group, logs, strict=True)
+            ]
+            for one, of_step in zip(running, logs, strict=True):
+                outcome = one.result()
+                if of_step.exists():
+                    with log.open("ab") as whole:
+                        whole.write(of_step.read_bytes())
+                    of_step.unlink()
+                yield outcome
 
 
 def run(name: str, step: Step, seconds_left: float, log: Path) -> dict:
@@ -29,6 +52,7 @@ def run(name: str, step: Step, seconds_left: float, log: Path) -> dict:
         return _outcome(name, False, 0, f"skipped: {left:.0f} s were left, a step needs {LEAST} at least")
     if shutil.which(step.command[0]) is None:
         return _outcome(name, False, 0, f"{step.command[0]} is not on the PATH")
+    print(f"== {name}: {' '.join(step.command)}", flush=True)
     seconds, started = min(step.limit, seconds_left), time.monotonic()
     with log.open("ab") as file:  # not a pipe: what is written is there, even if nobody lives to read it
         file.write(f"\n== {name}: {' '.join(step.command)}\n".encode())

@@ -1,4 +1,4 @@
-// grad = dlogp * row_scale * grad_loss: one warp per piece, as in the forward pass.
+// grad = dlogp * row_scale * grad_loss: one warp per stretch of steps, as in the forward pass.
 #pragma once
 
 #include "cuda/load.cuh"
@@ -12,19 +12,20 @@ struct BackwardParams {
   const void* grad_loss;
   void* grad;
   Batch batch;
-  Tiling tiling;
+  Cut cut;
 };
 
+// More blocks than run at a time: the last of them end at about the same time.
+constexpr int kBackwardBlocks = 16, kBackwardWarps = 8;
 // Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy.
 constexpr int kStepsAtOnce = 4;
 
 template <class Format>
-__global__ void __launch_bounds__(kThreads<typename Format::Arithmetic>)
-    backward_kernel(BackwardParams p) {
+__global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(BackwardParams p) {
   using S = typename Format::Arithmetic;
   using T = typename Format::Stored;
   const double grad_loss = static_cast<double>(*static_cast<const S*>(p.grad_loss));
-  for_each_piece<S>(p.batch, p.tiling, [&](int64_t, const Span& span) {
+  for_each_piece(p.batch, p.cut, this_warp(), [&](int64_t, const Span& span) {
     const S scale = static_cast<S>(p.row_scale[span.row] * grad_loss);
     const S* const dlogp = static_cast<const S*>(p.dlogp) + span.start;
     T* const grad = static_cast<T*>(p.grad) + span.start;

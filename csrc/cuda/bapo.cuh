@@ -11,11 +11,11 @@ constexpr int kBapoChunk = kWarp / 2;
 
 // One warp per piece, one block per unit and chunk: p.units[unit, candidates of the chunk].
 template <class S>
-__global__ void __launch_bounds__(kThreads<S>) bapo_sums_kernel(BapoParams p) {
-  MASPO_SHARED(double, warp_totals, kThreads<S>);
+__global__ void __launch_bounds__(kMostThreads<S>, 1) bapo_sums_kernel(BapoParams p, Cut cut) {
+  MASPO_SHARED(double, warp_totals, kMostThreads<S>);
   const int lane = threadIdx.x % kWarp, all = candidate_count(p.candidates), first_candidate = blockIdx.y * kBapoChunk;
   double of_warp = 0;
-  for_each_piece<S>(p.batch, p.tiling, [&](int64_t, const Span& span) {
+  const auto add_part = [&](const Span& span) {
     S sums[kBapoChunk] = {};
     for_each_four(span, [&](int64_t col, int count) {
       const auto load = [&](const View& v, S(&out)[kLane]) {
@@ -47,21 +47,22 @@ __global__ void __launch_bounds__(kThreads<S>) bapo_sums_kernel(BapoParams p) {
     });
     const S of_half = warp_sums(sums);
     of_warp += static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kBapoChunk));
-  });
+  };
+  for_each_piece(p.batch, cut, this_warp(), [&](int64_t, const Span& span) { for_each_part(span, add_part); });
   warp_totals[threadIdx.x] = of_warp;
   __syncthreads();
   if (threadIdx.x < kBapoChunk && first_candidate + lane < all) {
     double total = 0;
-    for (int i = 0; i < kWarps<S>; ++i) total += warp_totals[i * kWarp + lane];
+    for (int i = 0; i < warps_of_block(); ++i) total += warp_totals[i * kWarp + lane];
     p.units[static_cast<int64_t>(blockIdx.x) * all + first_candidate + lane] = total;
   }
 }
 
 // One warp per candidate adds the units up.
-static __global__ void __launch_bounds__(kWarp) bapo_total_kernel(BapoParams p) {
+static __global__ void __launch_bounds__(kWarp) bapo_total_kernel(BapoParams p, int64_t units) {
   const int all = candidate_count(p.candidates), candidate = blockIdx.x;
   double total = 0;
-  for (int64_t unit = threadIdx.x; unit < p.tiling.units; unit += kWarp) total += p.units[unit * all + candidate];
+  for (int64_t unit = threadIdx.x; unit < units; unit += kWarp) total += p.units[unit * all + candidate];
   total = warp_sum(total);
   if (threadIdx.x == 0) p.sums[candidate] = total;
 }

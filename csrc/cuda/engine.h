@@ -11,17 +11,17 @@ struct CudaPlace {
   void* stream;  // cudaStream_t
 };
 
-// For cuda_tiling, of a batch of this dtype.
+// Of the passes over a batch of this dtype.
 Grid grid_cuda(int device, DType log_prob);
 
 // These return a cudaError_t; 0 is success.
-int forward_cuda(const LossParams& params, CudaPlace place);
+int forward_cuda(const LossParams& params, const Cut& cut, CudaPlace place);
 
 // grad = dlogp * row_scale * *grad_loss, all on the device; grad has dtype `dtype`, both contiguous.
 int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_loss, void* grad, DType dtype,
                   const Batch& batch, CudaPlace place);
 
-int bapo_sums_cuda(const BapoParams& params, CudaPlace place);
+int bapo_sums_cuda(const BapoParams& params, const Cut& cut, CudaPlace place);
 int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, double target, double eps, bool upper_first,
                      double* bounds, CudaPlace place);
 

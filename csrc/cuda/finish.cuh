@@ -3,7 +3,7 @@
 // beyond what keeps loads on their way.
 #pragma once
 
-#include "cuda/reduce.cuh"
+#include "cuda/load.cuh"
 
 namespace maspo {
 
@@ -24,15 +24,13 @@ __device__ __forceinline__ double combined(int lane, double a, double b) {
 }
 
 // Over the block's warps, known to the lanes of the first. A barrier must come before scratch is written again.
-template <int kBlockWarps>
 __device__ __forceinline__ double over_block(double of_warp, double* scratch) {
   const int lane = threadIdx.x % kWarp;
   if (lane < kUnitSums) scratch[threadIdx.x / kWarp * kUnitSums + lane] = of_warp;
   __syncthreads();
   double total = nothing_of_lane(lane);
   if (threadIdx.x < kUnitSums) {
-#pragma unroll 1
-    for (int i = 0; i < kBlockWarps; ++i) total = combined(lane, total, scratch[i * kUnitSums + lane]);
+    for (int i = 0; i < warps_of_block(); ++i) total = combined(lane, total, scratch[i * kUnitSums + lane]);
   }
   return total;
 }
@@ -40,18 +38,17 @@ __device__ __forceinline__ double over_block(double of_warp, double* scratch) {
 // Units that a warp reads at a time: one after the other, each would be waited for.
 constexpr int kUnitsAtOnce = 8;
 
-template <int kBlockWarps>
-__device__ __forceinline__ double sum_units(const LossParams& p) {
-  const int lane = threadIdx.x % kWarp;
+__device__ __forceinline__ double sum_units(const LossParams& p, const Cut& cut) {
+  const int lane = threadIdx.x % kWarp, warps = warps_of_block();
   double total = nothing_of_lane(lane);
 #pragma unroll 1
-  for (int64_t first = threadIdx.x / kWarp; first < p.tiling.units; first += kUnitsAtOnce * kBlockWarps) {
+  for (int64_t first = threadIdx.x / kWarp; first < cut.blocks; first += kUnitsAtOnce * warps) {
     double unit[kUnitsAtOnce];
 #pragma unroll
     for (int k = 0; k < kUnitsAtOnce; ++k) {
-      const int64_t i = first + k * kBlockWarps;
+      const int64_t i = first + k * warps;
       unit[k] = nothing_of_lane(lane);
-      if (i < p.tiling.units && lane < kUnitSums) unit[k] = reinterpret_cast<const double*>(p.units + i)[lane];
+      if (i < cut.blocks && lane < kUnitSums) unit[k] = reinterpret_cast<const double*>(p.units + i)[lane];
     }
 #pragma unroll
     for (int k = 0; k < kUnitsAtOnce; ++k) total = combined(lane, total, unit[k]);
@@ -61,20 +58,16 @@ __device__ __forceinline__ double sum_units(const LossParams& p) {
 
 // ---- rows
 
+// Over the batch's rows.
+enum RowTotal {
+  kNonempty,  // those with tokens
+  kUnsound,   // those that cu_seqlens has wrong
+  kRowLoss,   // their losses, divided by their tokens where the mode is kSeqMeanTokenMean
+  kRowTotals
+};
+
 // Rows that a thread has in hand at a time: their loads are on their way together.
 constexpr int kRowsAtOnce = 4;
-
-// Calls each(rows, count) with the rows that this thread of `threads` has: count of them at rows, rows + threads, ...; and as
-// often in every thread, since those of a warp exchange values in it.
-template <class Each>
-__device__ __forceinline__ void for_rows(int64_t num_rows, int thread, int threads, Each each) {
-#pragma unroll 1
-  for (int64_t first = 0; first < num_rows; first += int64_t{threads} * kRowsAtOnce) {
-    const int64_t row = first + thread;
-    const int64_t left = row < num_rows ? ceil_div(num_rows - row, threads) : 0;
-    each(row, static_cast<int>(left < kRowsAtOnce ? left : kRowsAtOnce));
-  }
-}
 
 // So many lanes of a warp for each row that a row's pieces are read together.
 __device__ __forceinline__ int lanes_of_row(int64_t pieces) {
@@ -83,27 +76,25 @@ __device__ __forceinline__ int lanes_of_row(int64_t pieces) {
   return lanes;
 }
 
-struct BatchRows {
-  double nonempty;
-  double unsound;  // those that cu_seqlens has wrong
-};
-
-// A row's sums gather in its first piece.
-template <int kBlockWarps>
-__device__ __forceinline__ BatchRows sum_rows(const LossParams& p, double* scratch) {
-  const int64_t pieces = p.tiling.pieces_per_row;
-  const int lanes = lanes_of_row(pieces), lane = threadIdx.x % lanes, rows_at_once = kBlockWarps * kWarp / lanes;
-  double nonempty = 0, unsound = 0;
-  for_rows(p.batch.rows, threadIdx.x / lanes, rows_at_once, [&](int64_t row, int count) {
-    RowSums sums[kRowsAtOnce] = {};
+// Adds what this thread has of each to totals, and leaves the tokens of the rows in p.row_scale.
+__device__ __forceinline__ void sum_rows(const LossParams& p, const Cut& cut, double (&totals)[kRowTotals]) {
+  const int64_t most = most_pieces_of_row(cut);
+  const int lanes = lanes_of_row(most), lane = threadIdx.x % lanes, rows_at_once = blockDim.x / lanes;
 #pragma unroll 1
-    for (int64_t i = lane; i < pieces; i += lanes) {
+  for (int64_t first = 0; first < p.batch.rows; first += int64_t{rows_at_once} * kRowsAtOnce) {
+    RowSums sums[kRowsAtOnce] = {};
+    Pieces pieces[kRowsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const int64_t row = first + threadIdx.x / lanes + int64_t{k} * rows_at_once;
+      pieces[k] = row < p.batch.rows ? pieces_of_row(cut, row) : Pieces{0, 0};
+    }
+#pragma unroll 1
+    for (int64_t i = lane; i < most; i += lanes) {
       RowSums piece[kRowsAtOnce] = {};
-      const RowSums* of_row = p.pieces + row * pieces + i;
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (k < count) piece[k] = *of_row;
-        of_row += rows_at_once * pieces;
+        if (i < pieces[k].count) piece[k] = p.pieces[pieces[k].first + i];
       }
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k) {
@@ -118,58 +109,52 @@ __device__ __forceinline__ BatchRows sum_rows(const LossParams& p, double* scrat
         sums[k].tokens += __shfl_xor_sync(kAllLanes, sums[k].tokens, offset);
         sums[k].loss += __shfl_xor_sync(kAllLanes, sums[k].loss, offset);
       }
-      if (lane != 0 || k >= count) continue;
-      const int64_t this_row = row + int64_t{k} * rows_at_once;
-      p.pieces[this_row * pieces] = sums[k];
-      nonempty += sums[k].tokens > 0 ? 1.0 : 0.0;
-      if (p.batch.cu_seqlens != nullptr && !is_sound_row(p.batch, this_row)) unsound += 1.0;
+      if (lane != 0 || pieces[k].count == 0) continue;
+      const int64_t row = first + threadIdx.x / lanes + int64_t{k} * rows_at_once;
+      p.row_scale[row] = sums[k].tokens;
+      totals[kNonempty] += sums[k].tokens > 0 ? 1.0 : 0.0;
+      if (p.batch.cu_seqlens != nullptr && !is_sound_row(p.batch, row)) totals[kUnsound] += 1.0;
+      totals[kRowLoss] += row_scale(p.aggregation, 1.0, sums[k].tokens) * sums[k].loss;
     }
-  });
-  // The barriers in these also show every thread what the others have written.
-  const double all = block_sum<kBlockWarps>(nonempty, scratch);
-  return {all, block_sum<kBlockWarps>(unsound, scratch)};
+  }
 }
 
-// The rows' scales, and the loss; known to all threads.
-template <int kBlockWarps>
-__device__ __forceinline__ double scale_rows(const LossParams& p, double of_batch, double* scratch) {
-  constexpr int kThreads = kBlockWarps * kWarp;
-  double loss = 0;
-  for_rows(p.batch.rows, threadIdx.x, kThreads, [&](int64_t row, int count) {
-    RowSums sums[kRowsAtOnce] = {};
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-      if (k < count) sums[k] = p.pieces[(row + k * kThreads) * p.tiling.pieces_per_row];
-    }
-#pragma unroll
-    for (int k = 0; k < kRowsAtOnce; ++k) {
-      if (k >= count) continue;
-      const double scale = row_scale(p.aggregation, of_batch, sums[k].tokens);
-      p.row_scale[row + k * kThreads] = scale;
-      loss += scale * sums[k].loss;
-    }
-  });
-  return block_sum<kBlockWarps>(loss, scratch);
+__device__ __forceinline__ void scale_rows(const LossParams& p, double of_batch) {
+#pragma unroll 4
+  for (int64_t row = threadIdx.x; row < p.batch.rows; row += blockDim.x) {
+    p.row_scale[row] = row_scale(p.aggregation, of_batch, p.row_scale[row]);
+  }
 }
 
 template <class S, template <class> class Hyper>
-__device__ __forceinline__ void finish_forward(const LossParams& p, double* scratch) {
-  constexpr int kBlockWarps = kWarps<S>;
-  StatSums<double>& total = *reinterpret_cast<StatSums<double>*>(scratch);
-  const double of_lane = over_block<kBlockWarps>(sum_units<kBlockWarps>(p), scratch);
+__device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& cut, double* scratch) {
+  const int lane = threadIdx.x % kWarp;
+  const double of_units = over_block(sum_units(p, cut), scratch);
+  double totals[kRowTotals] = {}, of_warp = 0;
+  sum_rows(p, cut, totals);
+#pragma unroll
+  for (int i = 0; i < kRowTotals; ++i) {
+    const double total = warp_sum(totals[i]);
+    of_warp = lane == i ? total : of_warp;
+  }
+  __syncthreads();  // before scratch is written again
+  const double of_rows = over_block(of_warp, scratch);
   __syncthreads();
-  if (threadIdx.x < kUnitSums) scratch[threadIdx.x] = of_lane;
+  if (threadIdx.x < kUnitSums) scratch[lane] = of_units;
+  if (threadIdx.x < kRowTotals) scratch[kUnitSums + lane] = of_rows;
   __syncthreads();
-  double* const free_scratch = scratch + kUnitSums;
-  const BatchRows rows = sum_rows<kBlockWarps>(p, free_scratch);
-  // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here.
-  const double poison = rows.unsound > 0 ? nan("") : 0.0;
-  const double of_batch = batch_scale(p.aggregation, {total.sum[kTokens], rows.nonempty});
-  const double loss = scale_rows<kBlockWarps>(p, of_batch, free_scratch) + poison;
+  StatSums<double>& sums = *reinterpret_cast<StatSums<double>*>(scratch);
+  const double* rows = scratch + kUnitSums;
+  const double of_batch = batch_scale(p.aggregation, {sums.sum[kTokens], rows[kNonempty]});
+  scale_rows(p, of_batch);
   if (threadIdx.x == 0) {
-    total.sum[kNonfinite] += poison;
-    finish_stats(total, p.clip_bounds, p.stats, Hyper<double>::finish);
-    *static_cast<S*>(p.loss) = static_cast<S>(loss);
+    // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here.
+    const double poison = rows[kUnsound] > 0 ? nan("") : 0.0;
+    // A batch without tokens has loss 0, whatever they would be divided by.
+    const double loss = rows[kNonempty] == 0 && rows[kRowLoss] == 0 ? 0.0 : of_batch * rows[kRowLoss];
+    *static_cast<S*>(p.loss) = static_cast<S>(loss + poison);
+    sums.sum[kNonfinite] += poison;
+    finish_stats(sums, p.clip_bounds, p.stats, Hyper<double>::finish);
   }
 }
 

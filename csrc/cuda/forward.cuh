@@ -1,4 +1,4 @@
-// The forward pass: one warp per piece, one block per unit. The block that comes last adds everything up, so that one launch
+// The forward pass: one warp per stretch of steps, one block per unit. The block that comes last adds everything up, so that one launch
 // does it all.
 #pragma once
 
@@ -21,48 +21,51 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, bool* scratch) 
   return *scratch;
 }
 
-// A piece's sums over the warp: those of StatSums in the lanes of their order, that of the loss behind them.
+// A part's sums over the warp: those of StatSums in the lanes of their order, that of the loss behind them.
 constexpr int kLossLane = kNumSums + kMaxMethodSums;
-constexpr int kPieceSums = kWarp / 2;
-static_assert(kLossLane < kPieceSums, "a lane for each sum");
+constexpr int kPartSums = kWarp / 2;
+static_assert(kLossLane < kPartSums, "a lane for each sum");
 
 template <class S, class Hyper>
-__device__ __forceinline__ double piece_total(const PieceSums<S, Hyper>& sums) {
-  S value[kPieceSums] = {};
+__device__ __forceinline__ double part_total(const PieceSums<S, Hyper>& sums) {
+  S value[kPartSums] = {};
 #pragma unroll
   for (int i = 0; i < kNumSums; ++i) value[i] = sums.stats.sum[i];
 #pragma unroll
   for (int i = 0; i < kSumsOf<Hyper>; ++i) value[kNumSums + i] = sums.stats.method[i];
   value[kLossLane] = sums.loss;
   const S of_half = warp_sums(value);
-  return static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kPieceSums));
+  return static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kPartSums));
 }
 
 template <template <class> class Hyper, class Steps>
-__global__ void __launch_bounds__(kThreads<typename Steps::Number>, kBlocks<typename Steps::Number>)
-    forward_kernel(LossParams p, unsigned* counter) {
+__global__ void __launch_bounds__(kMostThreads<typename Steps::Number>, 1)
+    forward_kernel(LossParams p, Cut cut, unsigned* counter) {
   using S = typename Steps::Number;
-  MASPO_SHARED(double, scratch, kWarps<S> * kUnitSums);
+  MASPO_SHARED(double, scratch, kMostWarps<S> * kUnitSums);
   MASPO_SHARED(bool, is_last, 1);
   const int lane = threadIdx.x % kWarp;
   const Steps steps(p);
   PieceSums<S, Hyper<S>> sums;
   double of_warp = 0;
-  for_each_piece<S>(p.batch, p.tiling, [&](int64_t piece, const Span& span) {
-    steps.run(span, sums);
-    const double total = piece_total(sums);
-    of_warp += total;
-    if (lane == kTokens) p.pieces[piece].tokens = total;
-    if (lane == kLossLane) p.pieces[piece].loss = total;
-    sums.begin_piece();
+  for_each_piece(p.batch, cut, this_warp(), [&](int64_t piece, const Span& span) {
+    double of_piece = 0;
+    for_each_part(span, [&](const Span& part) {
+      steps.run(part, sums);
+      of_piece += part_total(sums);
+      sums.begin_part();
+    });
+    of_warp += of_piece;
+    if (lane == kTokens) p.pieces[piece].tokens = of_piece;
+    if (lane == kLossLane) p.pieces[piece].loss = of_piece;
   });
   const double least = warp_min(static_cast<double>(sums.stats.ratio_min));
   const double most = -warp_min(-static_cast<double>(sums.stats.ratio_max));
   of_warp = lane == kLeast ? least : lane == kMost ? most : of_warp;
-  const double of_block = over_block<kWarps<S>>(of_warp, scratch);
+  const double of_block = over_block(of_warp, scratch);
   if (threadIdx.x < kUnitSums) reinterpret_cast<double*>(p.units + blockIdx.x)[threadIdx.x] = of_block;
   __syncthreads();
-  if (is_last_block(counter, is_last)) finish_forward<S, Hyper>(p, scratch);
+  if (is_last_block(counter, is_last)) finish_forward<S, Hyper>(p, cut, scratch);
 }
 
 }  // namespace maspo

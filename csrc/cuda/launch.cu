@@ -23,46 +23,52 @@ cudaError_t next_counter(unsigned** counter) {
   return status;
 }
 
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cut(void (*kernel)(Parameters...), const Cut& cut, CudaPlace place, Arguments... arguments) {
+  const dim3 blocks(static_cast<unsigned>(cut.blocks));
+  return launch(kernel, blocks, static_cast<int>(cut.warps) * kWarp, place, arguments...);
+}
+
 template <template <class> class Hyper>
-cudaError_t launch_forward(const LossParams& p, CudaPlace place) {
+cudaError_t launch_forward(const LossParams& p, const Cut& cut, CudaPlace place) {
   unsigned* counter = nullptr;
   const cudaError_t status = next_counter(&counter);
   if (status != cudaSuccess) return status;
-  const dim3 blocks(static_cast<unsigned>(p.tiling.units));
-  if (p.log_prob.dtype == kFloat64) {
-    return launch(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>, blocks, kThreads<double>, place, p, counter);
-  }
-  const auto in_float32 = [&](auto kernel) { return launch(kernel, blocks, kThreads<float>, place, p, counter); };
-  if (is_plain<Hyper<float>>(p, kFloat32)) return in_float32(forward_kernel<Hyper, PlainSteps<Float32, Hyper<float>>>);
-  if (is_plain<Hyper<float>>(p, kBFloat16)) return in_float32(forward_kernel<Hyper, PlainSteps<BFloat16, Hyper<float>>>);
-  return in_float32(forward_kernel<Hyper, AnySteps<float, Hyper<float>>>);
+  const auto with = [&](auto kernel) { return launch_cut(kernel, cut, place, p, cut, counter); };
+  if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
+  if (is_plain<Hyper<float>>(p, kFloat32)) return with(forward_kernel<Hyper, PlainSteps<Float32, Hyper<float>>>);
+  if (is_plain<Hyper<float>>(p, kBFloat16)) return with(forward_kernel<Hyper, PlainSteps<BFloat16, Hyper<float>>>);
+  return with(forward_kernel<Hyper, AnySteps<float, Hyper<float>>>);
 }
 
 template <class S>
-cudaError_t launch_bapo_sums(const BapoParams& p, CudaPlace place) {
+cudaError_t launch_bapo_sums(const BapoParams& p, const Cut& cut, CudaPlace place) {
   const unsigned candidates = candidate_count(p.candidates);
-  const dim3 blocks(static_cast<unsigned>(p.tiling.units), (candidates + kBapoChunk - 1) / kBapoChunk);
-  const cudaError_t status = launch(bapo_sums_kernel<S>, blocks, kThreads<S>, place, p);
+  const dim3 blocks(static_cast<unsigned>(cut.blocks), (candidates + kBapoChunk - 1) / kBapoChunk);
+  const cudaError_t status = launch(bapo_sums_kernel<S>, blocks, static_cast<int>(cut.warps) * kWarp, place, p, cut);
   if (status != cudaSuccess) return status;
-  return launch(bapo_total_kernel, dim3(candidates), kWarp, place, p);
+  return launch(bapo_total_kernel, dim3(candidates), kWarp, place, p, cut.blocks);
+}
+
+int64_t multiprocessors_of(int device) {
+  int count = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return status == cudaSuccess ? count : 1;  // the launch will tell what is wrong
 }
 
 }  // namespace
 
 Grid grid_cuda(int device, DType log_prob) {
-  int count = 0;
-  const cudaError_t status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  const int64_t multiprocessors = status == cudaSuccess ? count : 1;  // the launch will tell what is wrong
-  return log_prob == kFloat64 ? grid_of<double>(multiprocessors) : grid_of<float>(multiprocessors);
+  return {multiprocessors_of(device), log_prob == kFloat64 ? kMostWarps<double> : kMostWarps<float>};
 }
 
-int forward_cuda(const LossParams& params, CudaPlace place) {
-  const cudaError_t status = enter(params.tiling.units, place);
+int forward_cuda(const LossParams& params, const Cut& cut, CudaPlace place) {
+  const cudaError_t status = enter(cut.blocks, place);
   if (status != cudaSuccess) return status;
   switch (params.method) {
 #define MASPO_LAUNCH(id, name, Hyper) \
   case id:                            \
-    return launch_forward<Hyper>(params, place);
+    return launch_forward<Hyper>(params, cut, place);
     MASPO_METHODS(MASPO_LAUNCH)
 #undef MASPO_LAUNCH
     default:
@@ -72,23 +78,19 @@ int forward_cuda(const LossParams& params, CudaPlace place) {
 
 int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_loss, void* grad, DType dtype,
                   const Batch& batch, CudaPlace place) {
-  const Tiling tiling = cuda_tiling(batch.rows, batch.cols, grid_cuda(place.device, dtype));
-  const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, tiling};
   if (batch.rows == 0 || batch.cols == 0) return cudaSuccess;
-  const cudaError_t status = enter(tiling.units, place);
+  const Cut cut = cuda_cut(batch, {multiprocessors_of(place.device) * kBackwardBlocks, kBackwardWarps});
+  const cudaError_t status = enter(cut.blocks, place);
   if (status != cudaSuccess) return status;
-  return with_format(dtype, [&](auto format) {
-    using Format = decltype(format);
-    const dim3 blocks(static_cast<unsigned>(tiling.units));
-    return launch(backward_kernel<Format>, blocks, kThreads<typename Format::Arithmetic>, place, p);
-  });
+  const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, cut};
+  return with_format(dtype, [&](auto format) { return launch_cut(backward_kernel<decltype(format)>, cut, place, p); });
 }
 
-int bapo_sums_cuda(const BapoParams& params, CudaPlace place) {
-  const cudaError_t status = enter(params.tiling.units, place);
+int bapo_sums_cuda(const BapoParams& params, const Cut& cut, CudaPlace place) {
+  const cudaError_t status = enter(cut.blocks, place);
   if (status != cudaSuccess) return status;
-  return params.log_prob.dtype == kFloat64 ? launch_bapo_sums<double>(params, place)
-                                           : launch_bapo_sums<float>(params, place);
+  return params.log_prob.dtype == kFloat64 ? launch_bapo_sums<double>(params, cut, place)
+                                           : launch_bapo_sums<float>(params, cut, place);
 }
 
 int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, double target, double eps, bool upper_first,

@@ -6,14 +6,16 @@
 
 namespace maspo {
 
-// Calls each(piece, span) for the pieces of this warp, of a pass in S.
-template <class S, class Each>
-__device__ __forceinline__ void for_each_piece(const Batch& b, const Tiling& t, Each each) {
-  const int64_t pieces = piece_count(b, t);
-  for (int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarps<S> + threadIdx.x / kWarp; piece < pieces;
-       piece += t.units * kWarps<S>) {
-    const int64_t row = t.pieces_per_row == 1 ? piece : piece / t.pieces_per_row;  // a division takes a while
-    each(piece, piece_span(b, t, row, piece - row * t.pieces_per_row));
+__device__ __forceinline__ int warps_of_block() { return blockDim.x / kWarp; }
+__device__ __forceinline__ int64_t this_warp() {
+  return static_cast<int64_t>(blockIdx.x) * warps_of_block() + threadIdx.x / kWarp;
+}
+
+// Calls each(part) for parts of kMaxSteps steps of a piece.
+template <class Each>
+__device__ __forceinline__ void for_each_part(const Span& span, Each each) {
+  for (int64_t first = span.first; first < span.last; first += kMaxSteps * kStepTokens) {
+    each(Span{span.row, first, bounded(span.last, 0, first + kMaxSteps * kStepTokens), span.start});
   }
 }
 

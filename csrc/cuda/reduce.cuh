@@ -47,25 +47,25 @@ __device__ __forceinline__ S warp_sums(S (&value)[kCount]) {
 }
 
 // What the warps of a block have, combined in their order and known to all threads.
-template <int kBlockWarps, class Combine>
+template <int kWarps, class Combine>
 __device__ __forceinline__ double over_warps(double of_warp, double total, double* scratch, Combine combine) {
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = of_warp;
   __syncthreads();
-  for (int i = 0; i < kBlockWarps; ++i) total = combine(total, scratch[i]);
+  for (int i = 0; i < kWarps; ++i) total = combine(total, scratch[i]);
   __syncthreads();  // before the next call writes scratch
   return total;
 }
 
 // The sum over the block's threads, known to all of them.
-template <int kBlockWarps>
+template <int kWarps>
 __device__ __forceinline__ double block_sum(double value, double* scratch) {
-  return over_warps<kBlockWarps>(warp_sum(value), 0.0, scratch, [](double a, double b) { return a + b; });
+  return over_warps<kWarps>(warp_sum(value), 0.0, scratch, [](double a, double b) { return a + b; });
 }
 
 // The same for the maximum of values that are no NaN.
-template <int kBlockWarps>
+template <int kWarps>
 __device__ __forceinline__ double block_max(double value, double* scratch) {
-  return over_warps<kBlockWarps>(-warp_min(-value), -Limits<double>::max, scratch,
+  return over_warps<kWarps>(-warp_min(-value), -Limits<double>::max, scratch,
                             [](double a, double b) { return at_least(a, b); });
 }
 

@@ -6,13 +6,13 @@
 
 namespace maspo {
 
-// What a lane adds up in a piece; the least and the largest ratio are of all its pieces.
+// What a lane adds up in a part of a piece; the least and the largest ratio are of all its pieces.
 template <class S, class Hyper>
 struct PieceSums {
   StatSums<S, kSumsOf<Hyper>> stats = no_sums<S, kSumsOf<Hyper>>();
   S loss = 0;
 
-  __device__ __forceinline__ void begin_piece() {
+  __device__ __forceinline__ void begin_part() {
     const S least = stats.ratio_min, most = stats.ratio_max;
     *this = {};
     stats.ratio_min = least;

@@ -1,4 +1,6 @@
-// How the CUDA kernels cut a batch: one warp works on a piece at a time, the warps of a block side by side.
+// How the CUDA kernels cut a batch. Rows are made of steps, of kLane tokens for each lane of a warp, and all steps, row after
+// row, are cut into stretches of one length, one for each warp. A piece is what of a row lies in a stretch, so that a warp
+// has as many tokens as any other, whatever the rows' length.
 #pragma once
 
 #include "core/params.h"
@@ -6,52 +8,78 @@
 namespace maspo {
 
 constexpr int kWarp = 32;
-
-// Warps of a block, and blocks of a multiprocessor for which the compiler is to make room, in the passes over a batch: few
-// and large blocks leave little for the last one to read. With these float32 has 96 registers a thread and float64 255, and
-// nothing is spilled; left to itself the compiler takes fewer and does (tests/building checks both).
-#ifndef MASPO_W
-#define MASPO_W 20
-#define MASPO_B 1
-#endif
-template <class S>
-constexpr int kWarps = sizeof(S) == sizeof(float) ? MASPO_W : 8;
-template <class S>
-constexpr int kBlocks = sizeof(S) == sizeof(float) ? MASPO_B : 1;
-template <class S>
-constexpr int kThreads = kWarps<S> * kWarp;
-
-constexpr int kLane = 4;  // tokens of a lane's step
+constexpr int kLane = 4;
 constexpr int64_t kStepTokens = kWarp * kLane;
-// Of a piece. So a lane adds at most 128 numbers up in float32 before they go into a double.
+// After so many steps a lane's sums, in float32 for most batches, go into a double.
 constexpr int64_t kMaxSteps = 32;
 
-// What a device runs at a time.
+// Blocks that a device runs at a time, and warps that a block has at most.
 struct Grid {
-  int64_t blocks, warps;  // of a block
+  int64_t blocks, warps;
+};
+constexpr int64_t kLeastWarps = 4;
+
+// In the passes over a batch a multiprocessor has one block: few and large ones leave little for the last one to read. With
+// so many warps, float32 has 96 registers a thread and float64 255, and nothing is spilled; left to itself the compiler takes
+// fewer and does (tests/building checks both).
+#ifndef MASPO_W
+#define MASPO_W 16
+#endif
+template <class S>
+constexpr int kMostWarps = sizeof(S) == sizeof(float) ? MASPO_W : 8;
+template <class S>
+constexpr int kMostThreads = kMostWarps<S> * kWarp;
+
+struct Cut {
+  int64_t steps_of_row, steps_of_warp;  // at least 1 each
+  int64_t warps, blocks;                // of a block; a batch without rows has a block, too, which writes loss and statistics
 };
 
-template <class S>
-MASPO_HD Grid grid_of(int64_t multiprocessors) {
-  return {multiprocessors * kBlocks<S>, kWarps<S>};
+MASPO_HD Cut cuda_cut(const Batch& b, const Grid& grid) {
+  Cut cut = {};
+  cut.steps_of_row = b.cols > kStepTokens ? ceil_div(b.cols, kStepTokens) : 1;
+  const int64_t steps = b.rows * cut.steps_of_row;
+  cut.warps = bounded(ceil_div(steps, grid.blocks), kLeastWarps, grid.warps);
+  cut.steps_of_warp = steps > 0 ? ceil_div(steps, grid.blocks * cut.warps) : 1;
+  cut.blocks = bounded(ceil_div(ceil_div(steps, cut.steps_of_warp), cut.warps), 1, grid.blocks);
+  return cut;
 }
 
-// The cut that gives the warp with the most work the least of it; of those that do, the one with the fewest pieces. A unit is
-// what a block does, and there are no more of them than the device runs at a time: the last one has to read what each of
-// them has left.
-MASPO_HD Tiling cuda_tiling(int64_t rows, int64_t cols, const Grid& grid) {
-  const int64_t steps = cols > kStepTokens ? ceil_div(cols, kStepTokens) : 1;
-  Tiling best = {};
-  int64_t least = 0;
-  for (int64_t of_piece = kMaxSteps; of_piece > 0; of_piece /= 2) {
-    const int64_t pieces = ceil_div(steps, of_piece), units = ceil_div(rows * pieces, grid.warps);
-    const int64_t work = ceil_div(units, grid.blocks) * (of_piece < steps ? of_piece : steps);
-    if (best.units != 0 && work >= least) continue;
-    least = work;
-    // A batch without rows has a block, too: it writes loss and statistics.
-    best = {of_piece * kStepTokens, pieces, bounded(units, 1, grid.blocks)};
+// Piece row + warp is what warp `warp` has of row `row`: whoever goes on to the next piece goes on to the next row or the
+// next warp.
+MASPO_HD int64_t piece_count(const Batch& b, const Cut& cut) { return b.rows + cut.blocks * cut.warps; }
+
+// The pieces of a row: `count` from `first` on.
+struct Pieces {
+  int64_t first, count;
+};
+
+MASPO_HD Pieces pieces_of_row(const Cut& cut, int64_t row) {
+  const int64_t begin = row * cut.steps_of_row, last = begin + cut.steps_of_row - 1;
+  const int64_t warp = begin / cut.steps_of_warp;
+  return {row + warp, last / cut.steps_of_warp - warp + 1};
+}
+
+MASPO_HD int64_t most_pieces_of_row(const Cut& cut) { return (cut.steps_of_row - 1) / cut.steps_of_warp + 2; }
+
+// Calls each(piece, span) for those of a warp.
+template <class Each>
+MASPO_HD void for_each_piece(const Batch& b, const Cut& cut, int64_t warp, Each each) {
+  int64_t step = warp * cut.steps_of_warp;
+  const int64_t steps = b.rows * cut.steps_of_row, end = bounded(step + cut.steps_of_warp, 0, steps);
+  if (step >= end) return;
+  int64_t row = step / cut.steps_of_row, in_row = step - row * cut.steps_of_row;
+  while (step < end) {
+    const int64_t count = bounded(cut.steps_of_row - in_row, 0, end - step);
+    Span span = row_span(b, row);
+    const int64_t width = span.last;
+    span.first = bounded(in_row * kStepTokens, 0, width);
+    span.last = bounded((in_row + count) * kStepTokens, 0, width);
+    each(row + warp, span);
+    step += count;
+    row += 1;
+    in_row = 0;
   }
-  return best;
 }
 
 }  // namespace maspo

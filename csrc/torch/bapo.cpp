@@ -46,9 +46,8 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
   params.entropy_kappa = entropy_kappa;
 
   const int64_t count = candidate_count(params.candidates);
-  const auto run = [&](Tiling tiling, auto pass) {
-    params.tiling = tiling;
-    Tensor units = new_contiguous(log_prob, {tiling.units, count}, ScalarType::Double);
+  const auto run = [&](int64_t num_units, auto pass) {
+    Tensor units = new_contiguous(log_prob, {num_units, count}, ScalarType::Double);
     Tensor sums = new_contiguous(log_prob, {count}, ScalarType::Double);
     params.units = data_of<double>(units);
     params.sums = data_of<double>(sums);
@@ -58,14 +57,15 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
-    return run(cuda_tiling(params.batch.rows, params.batch.cols,
-                       grid_cuda(log_prob.get_device_index(), params.log_prob.dtype)),
-               [&] { check_cuda(bapo_sums_cuda(params, current_cuda_place(log_prob)), "bapo_sums"); });
+    const CudaPlace place = current_cuda_place(log_prob);
+    const Cut cut = cuda_cut(params.batch, grid_cuda(place.device, params.log_prob.dtype));
+    return run(cut.blocks, [&] { check_cuda(bapo_sums_cuda(params, cut, place), "bapo_sums"); });
   }
 #endif
   const CpuKernels& kernels = chosen_cpu_kernels();
   const BapoUnit sum_unit = params.log_prob.dtype == kFloat64 ? kernels.bapo_double : kernels.bapo_float;
-  return run(cpu_tiling(params.batch.rows, params.batch.cols), [&] {
+  params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
+  return run(params.tiling.units, [&] {
     for_each_on_threads(params.tiling.units, 1, [&](int64_t unit) { sum_unit(params, unit); });
     finish_bapo_cpu(params);
   });

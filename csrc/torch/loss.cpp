@@ -119,15 +119,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
-    params.tiling = cuda_tiling(params.batch.rows, params.batch.cols,
-                       grid_cuda(log_prob.get_device_index(), params.log_prob.dtype));
+    const CudaPlace place = current_cuda_place(log_prob);
+    const Cut cut = cuda_cut(params.batch, grid_cuda(place.device, params.log_prob.dtype));
+    // One tensor for both: the way through torch to an allocation takes a while.
     constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
-    Tensor pieces = new_contiguous(log_prob, {piece_count(params.batch, params.tiling), 2}, ScalarType::Double);
-    Tensor units = new_contiguous(log_prob, {params.tiling.units, kDoublesPerUnit}, ScalarType::Double);
-    params.pieces = data_of<RowSums>(pieces);
-    params.units = data_of<StatSums<double>>(units);
+    const int64_t of_pieces = 2 * piece_count(params.batch, cut);
+    Tensor scratch = new_contiguous(log_prob, {of_pieces + cut.blocks * kDoublesPerUnit}, ScalarType::Double);
+    params.pieces = data_of<RowSums>(scratch);
+    params.units = reinterpret_cast<StatSums<double>*>(data_of<double>(scratch) + of_pieces);
     Outputs out = allocate(log_prob, need_grad, params);
-    check_cuda(forward_cuda(params, current_cuda_place(log_prob)), "loss_forward");
+    check_cuda(forward_cuda(params, cut, place), "loss_forward");
     return {out.loss, out.stats, out.dlogp, out.row_scale};
   }
 #endif

@@ -68,6 +68,22 @@ def test_a_failing_step_fails_the_whole_and_the_others_still_run(run_with, capsy
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_steps_run_together_where_all_say_so(run_with, tmp_path):
+    """Each waits for the other; the one behind them for both."""
+    wait = "import pathlib, time; pathlib.Path({!r}).touch()\nwhile not pathlib.Path({!r}).exists(): time.sleep(0.01)\nprint({!r})"
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    steps = {
+        "a": python(wait.format(a, b, "said by a"))._replace(together=True),
+        "b": python(wait.format(b, a, "said by b"))._replace(together=True),
+        "c": python(f"import os; assert os.path.exists({a!r}) and os.path.exists({b!r})"),
+    }
+    status, result = run_with({"install": OK, **steps})
+    assert status == 0 and [step["step"] for step in result["steps"]] == ["install", "a", "b", "c"]
+    (log,) = tmp_path.glob("*.log*")
+    text = log.read_text()
+    assert text.index("said by a") < text.index("== b:") < text.index("said by b") < text.index("== c:")
+
+
 def test_nothing_runs_on_what_is_not_installed(run_with):
     status, result = run_with({"install": FAILS, "tests": OK})
     assert status == 1 and len(result["steps"]) == 1
@@ -191,8 +207,10 @@ def test_without_git_the_caller_names_the_commit(monkeypatch, tmp_path):
 def test_steps_are_what_the_folder_has(tmp_path):
     made = gpu.steps_of(tmp_path / "some.json", None)
     names = list(made)
-    assert names[:2] == ["install", "tests on the GPU"] and names[2].startswith("benchmark")
-    assert [name for name in names if "sanitizer" in name] == names[-4:]
+    assert names[:2] == ["install", "tests on the GPU"] and names[-1].startswith("benchmark")
+    # What is measured has the GPU to itself.
+    assert [name for name in names if not made[name].together] == ["install", "benchmark loss", "benchmark linear"]
+    assert [name for name in names if "sanitizer" in name] == names[2:6]
     for command, *_ in made.values():
         for word in command:
             if word.endswith(".py") or word.startswith("tests/"):

@@ -79,6 +79,7 @@ unsigned block_x();
 unsigned block_y();
 unsigned grid_x();
 unsigned grid_y();
+unsigned block_dim_x();
 void barrier(const char* site);
 uint64_t shuffle(uint64_t value, int source_lane, unsigned mask, const char* site);
 int lane();
@@ -123,6 +124,10 @@ static const struct {
   cuda_on_host::Coordinate<cuda_on_host::grid_x> x;
   cuda_on_host::Coordinate<cuda_on_host::grid_y> y;
 } gridDim = {};
+
+static const struct {
+  cuda_on_host::Coordinate<cuda_on_host::block_dim_x> x;
+} blockDim = {};
 
 #define MASPO_TEXT_OF(x) #x
 #define MASPO_LINE_TEXT(x) MASPO_TEXT_OF(x)

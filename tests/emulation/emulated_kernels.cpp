@@ -81,28 +81,38 @@ py::dict loss(uint64_t seed, const py::array& log_prob, const py::array& old_log
   return answer;
 }
 
-constexpr int64_t kMultiprocessors = 132;  // of an H100
+constexpr Grid kGrid = {132, kMostWarps<float>};  // of an H100
 
-// What a launch of a padded batch would cut it into: tokens of a piece, pieces of a row, blocks.
-py::tuple tiling(int64_t rows, int64_t cols) {
-  const Tiling t = cuda_tiling(rows, cols, grid_of<float>(kMultiprocessors));
-  return py::make_tuple(t.piece_tokens, t.pieces_per_row, t.units);
+// What a launch of a padded batch would cut it into: steps of a row and of a warp, warps of a block, blocks.
+py::tuple cut(int64_t rows, int64_t cols) {
+  const Cut c = cuda_cut({rows, cols, nullptr, rows * cols}, kGrid);
+  return py::make_tuple(c.steps_of_row, c.steps_of_warp, c.warps, c.blocks);
 }
 
-// First and last column of a piece, and the offset of its first token in a strided tensor and in the gradient.
-py::tuple piece(int64_t rows, int64_t cols, int64_t row, int64_t index, int64_t row_stride, int64_t col_stride) {
+// The pieces of a warp: number, row, first and last column, and the offsets of its first token in a strided tensor and in the
+// gradient.
+py::list pieces_of_warp(int64_t rows, int64_t cols, int64_t warp, int64_t row_stride, int64_t col_stride) {
   const Batch batch = {rows, cols, nullptr, rows * cols};
-  const Span span = piece_span(batch, cuda_tiling(rows, cols, grid_of<float>(kMultiprocessors)), row, index);
   const View view = {nullptr, row_stride, col_stride, kFloat32};
-  return py::make_tuple(span.first, span.last, offset_of(view, batch, span, span.first), span.start + span.first);
+  py::list found;
+  for_each_piece(batch, cuda_cut(batch, kGrid), warp, [&](int64_t piece, const Span& span) {
+    found.append(py::make_tuple(piece, span.row, span.first, span.last, offset_of(view, batch, span, span.first),
+                                span.start + span.first));
+  });
+  return found;
+}
+
+// The first of a row's pieces, and how many it has.
+py::tuple pieces_of(int64_t rows, int64_t cols, int64_t row) {
+  const Pieces pieces = pieces_of_row(cuda_cut({rows, cols, nullptr, rows * cols}, kGrid), row);
+  return py::make_tuple(pieces.first, pieces.count);
 }
 
 // The error of a launch of so many blocks, which runs nothing.
-int error_of_units(int64_t units) {
+int error_of_blocks(int64_t blocks) {
   LossParams p = {};
-  p.tiling.units = units;
   p.method = kNumMethods;
-  return forward_cuda(p, {0, nullptr});
+  return forward_cuda(p, {1, 1, 1, blocks}, {0, nullptr});
 }
 
 // [N, V] logits, whose rows may lie anywhere, and [N] targets. The gradient takes the place of the logits.
@@ -146,9 +156,10 @@ py::tuple errors_of_rows(int64_t outer, int64_t inner) {
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, m) {
-  m.def("tiling", &tiling);
-  m.def("piece", &piece);
-  m.def("error_of_units", &error_of_units);
+  m.def("cut", &cut);
+  m.def("pieces_of_warp", &pieces_of_warp);
+  m.def("pieces_of_row", &pieces_of);
+  m.def("error_of_blocks", &error_of_blocks);
   m.def("errors_of_rows", &errors_of_rows);
   m.def("logprob", &logprob, py::kw_only(), py::arg("seed"), py::arg("logits"), py::arg("target"), py::arg("dlog_prob"),
         py::arg("dentropy"));

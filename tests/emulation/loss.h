@@ -23,9 +23,12 @@ struct Result {
 template <class S>
 Result run(LossParams params, bool on_cuda, double grad_loss) {
   const Batch& b = params.batch;
-  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols, grid_cuda(0, params.log_prob.dtype)) : cpu_tiling(b.rows, b.cols);
-  Memory dlogp(b.tokens * sizeof(S)), pieces(b.rows * params.tiling.pieces_per_row * sizeof(RowSums));
-  Memory units(params.tiling.units * sizeof(StatSums<double>)), row_scale(b.rows * sizeof(double));
+  const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
+  params.tiling = cpu_tiling(b.rows, b.cols);
+  Memory dlogp(b.tokens * sizeof(S));
+  Memory pieces((on_cuda ? piece_count(b, cut) : piece_count(b, params.tiling)) * sizeof(RowSums));
+  Memory units((on_cuda ? cut.blocks : params.tiling.units) * sizeof(StatSums<double>));
+  Memory row_scale(b.rows * sizeof(double));
   Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
   Memory grad(b.tokens * size_of(params.log_prob.dtype));
   params.dlogp = dlogp.as<void>();
@@ -38,7 +41,7 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   constexpr bool is_double = sizeof(S) == sizeof(double);
   Result result;
   if (on_cuda) {
-    check(forward_cuda(params, {0, nullptr}));
+    check(forward_cuda(params, cut, {0, nullptr}));
     const auto backward = [&](void* into) {
       check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), into, params.log_prob.dtype, b,
                           {0, nullptr}));
@@ -83,13 +86,14 @@ struct Search {
 inline Search search(BapoParams params, double target, double eps, bool upper_first, bool on_cuda) {
   const Batch& b = params.batch;
   const int count = candidate_count(params.candidates);
-  params.tiling = on_cuda ? cuda_tiling(b.rows, b.cols, grid_cuda(0, params.log_prob.dtype)) : cpu_tiling(b.rows, b.cols);
-  Memory units(params.tiling.units * count * sizeof(double)), sums(count * sizeof(double));
+  const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
+  params.tiling = cpu_tiling(b.rows, b.cols);
+  Memory units((on_cuda ? cut.blocks : params.tiling.units) * count * sizeof(double)), sums(count * sizeof(double));
   Memory bounds(kNumClipBounds * sizeof(double));
   params.units = units.as<double>();
   params.sums = sums.as<double>();
   if (on_cuda) {
-    check(bapo_sums_cuda(params, {0, nullptr}));
+    check(bapo_sums_cuda(params, cut, {0, nullptr}));
     check(bapo_bounds_cuda(params.candidates, params.sums, target, eps, upper_first, bounds.as<double>(), {0, nullptr}));
   } else {
     const BapoUnit pass = params.log_prob.dtype == kFloat64 ? kPlainKernels.bapo_double : kPlainKernels.bapo_float;

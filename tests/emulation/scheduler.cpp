@@ -273,6 +273,7 @@ cudaError_t run_grid(dim3 grid_, dim3 threads, const std::function<void()>& body
 unsigned thread_x() { return current->index.x; }
 unsigned block_x() { return block->index.x; }
 unsigned block_y() { return block->index.y; }
+unsigned block_dim_x() { return static_cast<unsigned>(block->fibers.size()); }
 unsigned grid_x() { return grid.x; }
 unsigned grid_y() { return grid.y; }
 int lane() { return static_cast<int>(current->index.x) % kWarpSize; }
