@@ -207,15 +207,16 @@ WIDTHS = {48: [40], 30: [24, 8, 8], 7: [8] * 5}
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-def test_where_logits_lie(dtype, width, device, monkeypatch):
-    """In the weight's gradient or beside it, a group's results have the bits of ``linear_logprob``; with gradients and without."""
+def test_where_logits_lie(dtype, width, monkeypatch):
+    """In the weight's gradient or beside it, a group's results have the bits of ``linear_logprob``; with gradients and without.
+
+    On a CPU; ``test_gpu_way.py`` has a GPU's.
+    """
     tokens, words, seen = 40, 2400, []
-    policy = random_batch(5, 8, torch.float32, device)
+    policy = random_batch(5, 8, torch.float32)
     policy["response_mask"][0] = True  # where a block's logits begin
     arguments = loss_batch(policy, width, words, dtype)
-    arithmetic = 8 if dtype == torch.float64 else 4
-    size = arithmetic + (dtype.itemsize if device == "cuda" and dtype.itemsize == 2 else 0)
-    keywords = {"memory_budget": size * words * 8}
+    keywords = {"memory_budget": (8 if dtype == torch.float64 else 4) * words * 8}
     gradients = Group.gradients
 
     def noted(group, *args, **kwargs):
