@@ -99,6 +99,9 @@ class Head:
         if not self.on_gpu:
             return even_slices(self.tokens, max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
         most = self._logits_in_budget // self.row
+        if self.gradient_dtype != self.dtype:  # then they are to fit into the weight's gradient, too
+            within = self.weight.numel() * self.gradient_dtype.itemsize // (self.row * self.dtype.itemsize)
+            most = min(most, max(within, GPU_TOKENS))
         return even_slices(self.tokens, max(LEAST_TOKENS, most // GPU_TOKENS * GPU_TOKENS or most), GPU_TOKENS)
 
     def blocks(self, tokens: int | None = None) -> list[slice]:

@@ -30,8 +30,8 @@ def linear_logprob(
 ) -> LogprobOutput:
     """:func:`maspo_ext.logprob` of ``hidden @ weight.T + bias``, whose logits are never there as a whole.
 
-    Forward and backward go through the vocabulary block by block; backward makes a block's logits again, and every part of the
-    weight's gradient is added up in float32 over all tokens and rounded once (on a GPU by cuBLAS, which adds up in halves now and then
+    Forward goes through the tokens tile by tile, on a CPU through the vocabulary block by block, too; backward goes through the vocabulary
+    with all tokens, makes a block's logits again, and every part of the weight's gradient is added up in float32 over all tokens and rounded once (on a GPU by cuBLAS, which adds up in halves now and then
     where ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` or ``allow_fp16_...`` lets it, as they do by default).
 
     Args:
@@ -42,7 +42,8 @@ def linear_logprob(
         temperature: divides the logits.
         bias: ``[V]``, of the head, if it has one.
         ignore_index: rows with this target have results and gradients 0.
-        memory_budget: bytes for logits; None: 128 MiB on a CPU, 512 MiB on a GPU.
+        memory_budget: bytes for logits; None: 128 MiB on a CPU, 512 MiB on a GPU. There are never fewer at a time than those of
+            one token, on a GPU 16 tokens, or 256 words.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.

@@ -81,8 +81,13 @@ def linear_loss(
 
     The loss divides by counts that are known before the first group of tokens. So a group's logits become their own gradient
     at once, and the gradients of ``hidden`` and ``weight`` are there when the forward pass is: logits need not be made
-    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once. In the memory
-    of that one lie the logits of the first tokens, about as many as ``H``: up to there it is the fastest.
+    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once.
+
+    On a CPU the logits of the first tokens, about as many as ``H``, lie in the memory of the weight's gradient: up to there it is
+    the fastest. On a GPU the logits' gradients are kept for products of many tokens: of all, where they fit into the budget, which for
+    a bfloat16 ``weight`` is larger by the ``4 V H`` bytes of float32 sums that several products would need. bfloat16 gradients wait
+    in bfloat16 there: rounded once, and once more by backward where the gradient of the loss is no power of two.
+
     ``bapo`` needs all log-probabilities before the first gradient: it takes the two functions one after the other.
 
     Args:
@@ -263,7 +268,7 @@ def _forward(
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
     entropy_coef=0.0, need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
-    """By groups of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
+    """By some tokens at a time: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)
