@@ -2,7 +2,8 @@
 
 :mod:`.logprob`          ``torch.ops.maspo.logprob``: rows of logits that exist
 :mod:`.head`             the head's matrix products, cut so that they stay within a memory budget
-:mod:`.groups`           groups of tokens, and where their logits lie
+:mod:`.groups`           the way of a CPU: groups of tokens, and where their logits lie
+:mod:`.whole_rows`       the way of a GPU: tiles of tokens, whose logits' gradients are kept for large products
 :mod:`.parts`            rows whose words come in parts
 :mod:`.linear_logprob`   ``torch.ops.maspo.linear_logprob``: from hidden states
 :mod:`.linear_loss`      ``torch.ops.maspo.linear_loss``: from hidden states to the loss, gradients made on the way

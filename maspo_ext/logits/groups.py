@@ -1,14 +1,14 @@
-"""Groups of tokens, and where their logits lie: block of words after block of words, or all blocks in one place, in turn."""
+"""The way of a CPU: groups of tokens, whose logits go block of words after block of words, or all blocks in one place, in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maspo_ext.logits.head import Gradients, Head
+from maspo_ext.logits.head import Gradients, Head, of_all, united
 from maspo_ext.logits.parts import PartsInTurn, Rows
 
 
@@ -47,7 +47,7 @@ class Group(NamedTuple):
 
     @property
     def tokens(self) -> slice:
-        return _of_all(self.tiles)
+        return of_all(self.tiles)
 
     def logprob(self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions) -> Rows:
         """Of ``hidden`` ``[n, H]``, an operand, and ``target`` ``[n]``, this group's; leaves its logits in their memory."""
@@ -79,14 +79,42 @@ class Group(NamedTuple):
             head.gradients(dlogits, hidden, words, grads, first)
 
 
-def groups_for_results(head: Head) -> list[Group]:
+# Of some tokens and their rows: d loss / d log_prob, and d loss / d entropy or None.
+OfRows = Callable[[slice, Rows], tuple[Tensor, Tensor | None]]
+
+
+def results(head: Head, target: Tensor, options: LogprobOptions) -> Iterator[tuple[slice, Rows]]:
+    """Of all tokens, some at a time."""
+    for group in _groups_for_results(head):
+        tokens = group.tokens
+        yield tokens, group.logprob(head, head.operand(head.hidden[tokens]), target[tokens], options)
+
+
+def gradients(
+    head: Head, target: Tensor, options: LogprobOptions, of_rows: OfRows, *, hidden: bool, weight: bool, bias: bool
+) -> Gradients:
+    """Those that are asked for, made on the way forward: as soon as some tokens' rows are there, ``of_rows`` says what they weigh."""
+    grads = head.new_gradients(head.gradient_dtype, hidden=hidden, weight=weight, bias=bias)
+    for group in _groups_for_gradients(head, grads.weight):
+        tokens = group.tokens
+        of_group = target[tokens]
+        operand = head.finite_operand(tokens, of_group == options.ignore_index)
+        rows = group.logprob(head, operand, of_group, options)
+        group.gradients(
+            head, operand, of_group, options, *of_rows(tokens, rows), rows.entropy, rows.state, grads.of_tokens(tokens),
+            first=tokens.start == 0,
+        )  # fmt: skip
+    return grads
+
+
+def _groups_for_results(head: Head) -> list[Group]:
     """Logits that nobody needs again: every block goes where the one before was."""
-    united, blocks = _united(head.tiles(), head.group_tokens), head.blocks()
-    buffer = _one_block(head, _of_all(united[0]).stop, blocks)
-    return [Group(tiles, blocks, buffer) for tiles in united]
+    groups, blocks = united(head.tiles(), head.group_tokens), head.blocks()
+    buffer = _one_block(head, of_all(groups[0]).stop, blocks)
+    return [Group(tiles, blocks, buffer) for tiles in groups]
 
 
-def groups_for_gradients(head: Head, grad_weight: Tensor | None) -> Iterator[Group]:
+def _groups_for_gradients(head: Head, grad_weight: Tensor | None) -> Iterator[Group]:
     """Logits that stay until they have become their gradient.
 
     Those of the first tokens lie in the memory of the weight's gradient, before it is there: block by block it takes the
@@ -96,7 +124,7 @@ def groups_for_gradients(head: Head, grad_weight: Tensor | None) -> Iterator[Gro
     tiles, blocks = head.tiles(), head.blocks()
     most = min(head.size, head.group_tokens)
     if grad_weight is not None and tiles[0].stop <= most:
-        inside = _united(tiles, most)[0]
+        inside = united(tiles, most)[0]
         tiles = tiles[len(inside) :]
         yield Group(inside, blocks, BlockMemory(grad_weight.view(-1), head.size), in_gradient=True)
     if tiles:
@@ -114,12 +142,3 @@ def group_of_all(head: Head) -> Group:
 def _one_block(head: Head, tokens: int, blocks: list[slice], dtype: torch.dtype | None = None) -> BlockMemory:
     return BlockMemory(head.weight.new_empty(tokens * blocks[0].stop, dtype=dtype or head.dtype), 0)
 
-
-def _of_all(tiles: list[slice]) -> slice:
-    return slice(tiles[0].start, tiles[-1].stop)
-
-
-def _united(tiles: list[slice], most: int) -> list[list[slice]]:
-    """As many side by side as have at most so many tokens, at least one."""
-    together = max(1, most // max(1, tiles[0].stop))
-    return [tiles[i : i + together] for i in range(0, len(tiles), together)]

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from maspo_ext.logits.logprob import arithmetic_dtype
 
-# A product of few tokens wastes the machine: on a CPU those of 150,000 words are then of some 200, on a GPU of some 600.
+# A product of few tokens wastes the machine: on a CPU those of 150,000 words are then of some 200, on a GPU of 512.
 DEFAULT_BUDGET = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 # Words of a product on a CPU. MKL is faster on blocks of about this size than on a whole vocabulary at once, and on numbers of
 # tokens that fill its registers.
 CPU_WORDS = 2048
 EVEN_TOKENS = 8
+# A GPU's products are of whole tiles of its kernels, 128 rows each, where there are as many tokens, and never of fewer than 16.
+GPU_TOKENS, LEAST_TOKENS = 128, 16
 # Rows of a block begin, and the block lies in the weight's gradient, where 16 bytes can be read at once.
 EVEN_WORDS = 64
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
@@ -62,17 +64,45 @@ class Head:
         return self.weight.dtype if self.on_gpu else self.dtype
 
     @property
+    def gradient_dtype(self) -> torch.dtype:
+        """In which a gradient of the hidden states and of the weight can wait for the scale that backward brings.
+
+        bfloat16 has the exponents of float32, so that a GPU's product may round it at once; float16 would lose small numbers.
+        """
+        return self.operand_dtype if self.operand_dtype == torch.bfloat16 else self.dtype
+
+    @property
+    def budget(self) -> int:
+        """In bytes."""
+        return self.memory_budget or DEFAULT_BUDGET["cuda" if self.on_gpu else "cpu"]
+
+    @property
     def _logits_in_budget(self) -> int:
-        size = self.dtype.itemsize + (0 if self.operand_dtype == self.dtype else self.operand_dtype.itemsize)
-        return (self.memory_budget or DEFAULT_BUDGET["cuda" if self.on_gpu else "cpu"]) // size
+        """On a GPU beside their gradients, where these have memory of their own."""
+        return self.budget // (self.dtype.itemsize + (0 if self.operand_dtype == self.dtype else self.operand_dtype.itemsize))
+
+    @property
+    def all_words(self) -> slice:
+        return slice(0, self.words)
+
+    @property
+    def row(self) -> int:
+        """Numbers from one row of logits to the next on a GPU."""
+        return -(-self.words // EVEN_WORDS) * EVEN_WORDS
 
     def tiles(self) -> list[slice]:
         """Tokens whose logits over the whole vocabulary fit, in slices of about one size.
 
         On the way forward a product is of one tile and of one of ``blocks()``, whichever op makes it: so that its bits are
-        the same.
+        the same. On a GPU it is of a tile and all words.
         """
-        return even_slices(self.tokens, max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
+        if not self.on_gpu:
+            return even_slices(self.tokens, max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
+        most = self._logits_in_budget // self.row
+        if self.gradient_dtype != self.dtype:  # then they are to fit into the weight's gradient, too
+            within = self.weight.numel() * self.gradient_dtype.itemsize // (self.row * self.dtype.itemsize)
+            most = min(most, max(within, GPU_TOKENS))
+        return even_slices(self.tokens, max(LEAST_TOKENS, most // GPU_TOKENS * GPU_TOKENS or most), GPU_TOKENS)
 
     def blocks(self, tokens: int | None = None) -> list[slice]:
         """Words whose logits of so many tokens fit; None: of as many as a hidden state has numbers."""
@@ -102,6 +132,10 @@ class Head:
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
 
+    def finite_operand(self, tokens: slice, ignored: Tensor) -> Tensor:
+        """Hidden states as an operand, 0 where ``ignored`` ``[n]``: 0 * NaN would reach the weight's gradient."""
+        return self.operand(self.hidden[tokens].masked_fill(ignored.unsqueeze(-1), 0))
+
     def logits(self, out: Tensor, hidden: Tensor, words: slice, tiles: list[slice] | None = None) -> None:
         """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand, a tile of it at a time."""
         weight = self.operand(self.weight[words]).t()
@@ -114,6 +148,14 @@ class Head:
         """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give, those of weight and bias set if ``first``."""
         if grads.hidden is not None:
             add_product(dlogits, self.operand(self.weight[words]), grads.hidden)
+        self.head_gradients(dlogits, hidden, words, grads, first)
+
+    def hidden_gradient(self, dlogits: Tensor, out: Tensor) -> None:
+        """Into ``out`` that of the hidden states, of ``dlogits`` over all words."""
+        product(dlogits, self.operand(self.weight), out)
+
+    def head_gradients(self, dlogits: Tensor, hidden: Tensor, words: slice, grads: Gradients, first: bool) -> None:
+        """Those of weight and bias alone."""
         if grads.weight is not None:
             (set_product if first else add_product)(dlogits.t(), hidden, grads.weight[words])
         if grads.bias is not None:
@@ -149,6 +191,16 @@ def even_slices(length: int, most: int, multiple: int = 1) -> list[slice]:
     rounded = -(-step // multiple) * multiple
     step = rounded if rounded <= most else step
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def united(tiles: list[slice], most: int) -> list[list[slice]]:
+    """As many side by side as have at most so many tokens, at least one."""
+    together = max(1, most // max(1, tiles[0].stop))
+    return [tiles[i : i + together] for i in range(0, len(tiles), together)]
+
+
+def of_all(tiles: list[slice]) -> slice:
+    return slice(tiles[0].start, tiles[-1].stop)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
 from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
-from maspo_ext.logits import checks
-from maspo_ext.logits.groups import LogprobOptions, group_of_all, groups_for_results
+from maspo_ext.logits import checks, groups, whole_rows
+from maspo_ext.logits.groups import LogprobOptions, group_of_all
 from maspo_ext.logits.head import Head
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, empty_results, row_gradients
 
@@ -28,8 +30,8 @@ def linear_logprob(
 ) -> LogprobOutput:
     """:func:`maspo_ext.logprob` of ``hidden @ weight.T + bias``, whose logits are never there as a whole.
 
-    Forward and backward go through the vocabulary block by block; backward makes a block's logits again, and every part of the
-    weight's gradient is added up in float32 over all tokens and rounded once (on a GPU by cuBLAS, which adds up in halves now and then
+    Forward goes through the tokens tile by tile, on a CPU through the vocabulary block by block, too; backward goes through the vocabulary
+    with all tokens, makes a block's logits again, and every part of the weight's gradient is added up in float32 over all tokens and rounded once (on a GPU by cuBLAS, which adds up in halves now and then
     where ``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` or ``allow_fp16_...`` lets it, as they do by default).
 
     Args:
@@ -40,7 +42,8 @@ def linear_logprob(
         temperature: divides the logits.
         bias: ``[V]``, of the head, if it has one.
         ignore_index: rows with this target have results and gradients 0.
-        memory_budget: bytes for logits; None: 128 MiB on a CPU, 512 MiB on a GPU.
+        memory_budget: bytes for logits; None: 128 MiB on a CPU, 512 MiB on a GPU. There are never fewer at a time than those of
+            one token, on a GPU 16 tokens, or 256 words.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``, differentiable in ``hidden``, ``weight`` and ``bias``.
@@ -114,26 +117,23 @@ def flat(hidden: Tensor, weight: Tensor, bias: Tensor | None, memory_budget: int
     return Head(hidden.reshape(-1, hidden.shape[-1]), weight, bias, memory_budget)
 
 
-def finite_operand(head: Head, hidden: Tensor, ignored: Tensor) -> Tensor:
-    """``hidden`` ``[n, H]`` as an operand, 0 where ignored: 0 * NaN would reach the weight's gradient."""
-    return head.operand(hidden.masked_fill(ignored.unsqueeze(-1), 0))
+def way_of(head: Head) -> ModuleType:
+    """``results`` and ``gradients`` of the head's device."""
+    return whole_rows if head.on_gpu else groups
 
 
 def _forward(
     hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index, first_word=0, all_words=None
 ):  # fmt: skip
-    """By groups of tokens, their logits by blocks of words, in the products of ``linear_loss``: so log-probabilities of both have the same bits."""
+    """In the products of ``linear_loss``: so log-probabilities of both have the same bits."""
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, all_words or head.words, ignore_index)
     options = LogprobOptions(temperature, ignore_index, first_word, all_words)
     results = empty_results(weight, target.shape)
     of_rows = [result.view(-1, *result.shape[target.dim() :]) for result in results]
-    targets = target.flatten()
-    for group in groups_for_results(head):
-        tokens = group.tokens
-        rows = group.logprob(head, head.operand(head.hidden[tokens]), targets[tokens], options)
-        for whole, of_group in zip(of_rows, rows, strict=True):
-            whole[tokens] = of_group
+    for tokens, rows in way_of(head).results(head, target.flatten(), options):
+        for whole, of_tokens in zip(of_rows, rows, strict=True):
+            whole[tokens] = of_tokens
     return results
 
 
@@ -144,7 +144,7 @@ def _backward(
     """By blocks of words: their logits again for all tokens, the gradient of these, its products."""
     head = flat(hidden, weight, bias, memory_budget)
     targets = target.flatten()
-    operand = finite_operand(head, head.hidden, targets == ignore_index)
+    operand = head.finite_operand(slice(None), targets == ignore_index)
     grads = head.new_gradients(weight.dtype, hidden=need_hidden, weight=need_weight, bias=need_bias)
     scale = half_scale(head, dlog_prob, dentropy)
     if scale is not None:
@@ -160,11 +160,11 @@ def _backward(
 
 
 def half_scale(head: Head, *row_grads: Tensor | None) -> Tensor | None:
-    """A power of two near the largest of the rows' gradients, by which they are divided where logits' gradients are halves.
+    """A power of two near the largest of the rows' gradients, by which they are divided where logits' gradients are float16.
 
-    A mean over many tokens makes them too small for float16. None: nothing to do.
+    A mean over many tokens makes them too small for it. None: nothing to do.
     """
-    if head.operand_dtype == head.dtype:
+    if head.operand_dtype != torch.float16:
         return None
     largest = torch.stack([grad.abs().amax() for grad in row_grads if grad is not None and grad.numel()] or [torch.ones(())])
     scale = largest.amax().log2().floor().exp2()

@@ -22,24 +22,19 @@ from maspo_ext.derivatives import (
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
-from maspo_ext.logits.groups import LogprobOptions, groups_for_gradients, groups_for_results
-from maspo_ext.logits.linear_logprob import (
-    asks_for_gradient,
-    finite_operand,
-    flat,
-    half_scale,
-    linear_logprob,
-    needed,
-)
+from maspo_ext.logits.groups import LogprobOptions
+from maspo_ext.logits.head import Gradients, Head
+from maspo_ext.logits.linear_logprob import asks_for_gradient, flat, half_scale, linear_logprob, needed, way_of
 from maspo_ext.logits.logprob import as_target, empty_results
+from maspo_ext.logits.parts import Rows
 from maspo_ext.methods import BapoConfig, MethodConfig
 from maspo_ext.ops import forward_pass, prepared, take_config
 from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_names
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_loss"
-# A token's part of the loss depends on no other token, but for the row's scale: so a group is taken for one sequence.
-_OF_ONE_GROUP = {
+# A token's part of the loss depends on no other token, but for the row's scale: so some tokens are taken for one sequence.
+_OF_SOME_TOKENS = {
     "loss_agg_mode": "token-sum",
     "dp_size": 1,
     "batch_num_tokens": None,
@@ -86,8 +81,13 @@ def linear_loss(
 
     The loss divides by counts that are known before the first group of tokens. So a group's logits become their own gradient
     at once, and the gradients of ``hidden`` and ``weight`` are there when the forward pass is: logits need not be made
-    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once. In the memory
-    of that one lie the logits of the first tokens, about as many as ``H``: up to there it is the fastest.
+    again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once.
+
+    On a CPU the logits of the first tokens, about as many as ``H``, lie in the memory of the weight's gradient: up to there it is
+    the fastest. On a GPU the logits' gradients are kept for products of many tokens: of all, where they fit into the budget, which for
+    a bfloat16 ``weight`` is larger by the ``4 V H`` bytes of float32 sums that several products would need. bfloat16 gradients wait
+    in bfloat16 there: rounded once, and once more by backward where the gradient of the loss is no power of two.
+
     ``bapo`` needs all log-probabilities before the first gradient: it takes the two functions one after the other.
 
     Args:
@@ -219,6 +219,7 @@ class _LinearLoss(torch.autograd.Function):
 
 def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
     """``grad * by`` as ``dtype``, in the memory of ``grad``, which nobody else has, where that can be."""
+    by = by.reshape(1)  # without a dimension it would be rounded to the dtype of grad before the product
     if type(grad) is not Tensor:  # torch.compile traces it, and finds the memory itself
         return (grad * by).to(dtype)
     if grad.dtype != dtype:
@@ -267,7 +268,7 @@ def _forward(
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
     entropy_coef=0.0, need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
-    """By groups of tokens: logits, log-probability, its part of the loss, the logits' gradient, its products."""
+    """By some tokens at a time: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)
@@ -289,39 +290,41 @@ def _forward(
     token_scale = per_token((row_scale if half is None else row_scale / half).unsqueeze(-1))
 
     log_prob, entropy, _ = empty_results(weight, target.shape)
-    flat_log_prob, flat_entropy, targets = log_prob.view(-1), entropy.view(-1), target.flatten()
+    flat_log_prob, flat_entropy = log_prob.view(-1), entropy.view(-1)
     flat_policy = [per_token(value) for value in policy]
     # d loss / d entropy of a token, short of its row's scale. A masked token's entropy is 0.
     bonus = None if entropy_coef == 0 else per_token(response_mask).to(head.dtype) * -entropy_coef
+    dentropy = None if bonus is None else bonus * token_scale
     of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
-    grads = head.new_gradients(head.dtype, hidden=need_hidden, weight=need_weight, bias=need_bias)
-    logprob_options = LogprobOptions(temperature, MASKED)
-    needs_gradient = need_hidden or need_weight or need_bias
-    for group in groups_for_gradients(head, grads.weight) if needs_gradient else groups_for_results(head):
-        tokens = group.tokens
 
-        def of_group(value: Tensor | None, tokens: slice = tokens) -> Tensor | None:
+    def keep(tokens: slice, rows: Rows) -> None:
+        flat_log_prob[tokens], flat_entropy[tokens] = rows.log_prob, rows.entropy
+
+    def derivatives(tokens: slice, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Of the loss in ``rows``, the log-probabilities and entropies of these tokens, which are kept."""
+        keep(tokens, rows)
+
+        def of_tokens(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[tokens].unsqueeze(0)
 
-        operand = finite_operand(head, head.hidden[tokens], targets[tokens] == MASKED)
-        rows = group.logprob(head, operand, targets[tokens], logprob_options)
-        flat_log_prob[tokens], flat_entropy[tokens] = rows.log_prob, rows.entropy
-        if not needs_gradient:
-            continue
         options = {
             **keywords,
-            **{name: of_group(value) for name, value in of_token.items()},
-            **_OF_ONE_GROUP,
-            "entropy": of_group(flat_entropy) if shaped else None,
+            **{name: of_tokens(value) for name, value in of_token.items()},
+            **_OF_SOME_TOKENS,
+            "entropy": of_tokens(flat_entropy) if shaped else None,
         }
-        new = of_group(flat_log_prob)
-        of_loss = forward_pass(new, _with_old([of_group(value) for value in flat_policy], new), options, need_grad=True)
+        new = of_tokens(flat_log_prob)
+        of_loss = forward_pass(new, _with_old([of_tokens(value) for value in flat_policy], new), options, need_grad=True)
         dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
-        group.gradients(
-            head, operand, targets[tokens], logprob_options, dlog_prob,
-            None if bonus is None else bonus[tokens] * token_scale[tokens], rows.entropy, rows.state,
-            grads.of_tokens(tokens), first=tokens.start == 0,
-        )  # fmt: skip
+        return dlog_prob, None if dentropy is None else dentropy[tokens]
+
+    walk = (head, target.flatten(), LogprobOptions(temperature, MASKED))
+    grads = Gradients(None, None, None)
+    if need_hidden or need_weight or need_bias:
+        grads = way_of(head).gradients(*walk, derivatives, hidden=need_hidden, weight=need_weight, bias=need_bias)
+    else:
+        for tokens, rows in way_of(head).results(*walk):
+            keep(tokens, rows)
 
     whole["entropy"] = entropy if shaped else None
     loss, stats = forward_pass(log_prob, _with_old(policy, log_prob), whole, need_grad=False)[:2]
@@ -344,12 +347,13 @@ def _(
     need_hidden=True, need_weight=True, need_bias=False, **_keywords,
 ):  # fmt: skip
     log_prob, entropy, _ = empty_results(weight, target.shape)
+    waiting = Head(hidden, weight, bias, None).gradient_dtype
     return (
         log_prob.new_empty(()),
         log_prob.new_empty((NUM_STATS,), dtype=torch.float64),
         log_prob,
         entropy,
-        log_prob.new_empty((target.numel(), hidden.shape[-1]) if need_hidden else 0, dtype=log_prob.dtype if need_hidden else weight.dtype),
-        log_prob.new_empty(weight.shape if need_weight else 0, dtype=log_prob.dtype if need_weight else weight.dtype),
+        log_prob.new_empty((target.numel(), hidden.shape[-1]) if need_hidden else 0, dtype=waiting if need_hidden else weight.dtype),
+        log_prob.new_empty(weight.shape if need_weight else 0, dtype=waiting if need_weight else weight.dtype),
         log_prob.new_empty(weight.shape[:1] if need_bias else 0, dtype=log_prob.dtype if need_bias else weight.dtype),
     )

@@ -1,16 +1,22 @@
-"""The way of half-precision operands on a GPU through the head, walked on a CPU: all but torch's products themselves."""
+"""The way of a GPU through the head, walked on a CPU: all but torch's products themselves."""
+
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import maspo_ext
-from maspo_ext.logits import head
+from maspo_ext.logits import head, linear_loss
 from maspo_ext.logits.head import Head
 
-from ..op.cases import random_batch
+from ..op.cases import DEFAULT_METHODS, random_batch
 from .cases import (
     HALF_DTYPES,
+    HEAD,
     assert_close,
+    assert_same_bits,
+    composition,
     converted,
     loss_batch,
     random_head,
@@ -19,20 +25,36 @@ from .cases import (
     run_loss,
     tolerance,
 )
+from .test_linear_loss import FRONT_OPTIONS, batch_of, of_mode, packed
+
+
+MM = torch.mm
+
+
+class Product(NamedTuple):
+    rows: int
+    terms: int
+    columns: int
+    operands: torch.dtype
+    result: torch.dtype
 
 
 @pytest.fixture
 def products(monkeypatch):
-    """As a GPU adds up: operands of half precision, sums of float32. Notes the dtypes of operands and result."""
-    seen = set()
+    """As a GPU adds up: operands of half precision, sums of float32. Notes every product."""
+    seen = []
+
+    def noted(a, b, out):
+        assert a.dtype == b.dtype
+        seen.append(Product(*a.shape, b.shape[1], a.dtype, out.dtype))
+        wide = torch.promote_types(a.dtype, torch.float32)
+        return a.to(wide) @ b.to(wide)
 
     def product(a, b, out):
-        seen.add((a.dtype, b.dtype, out.dtype))
-        out.copy_(a.float() @ b.float())
+        out.copy_(noted(a, b, out))
 
     def add_product(a, b, out):
-        seen.add((a.dtype, b.dtype, out.dtype))
-        out += a.float() @ b.float()
+        out += noted(a, b, out)
 
     def narrowed(*_, **__):
         raise AssertionError("a product that is rounded to half precision before it is added up")
@@ -44,8 +66,49 @@ def products(monkeypatch):
     return seen
 
 
+def on_cpu(function, *args, **keywords):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Head, "on_gpu", False)
+        patch.setattr(torch, "mm", MM)
+        return function(*args, **keywords)
+
+
+WORDS, ROW = 301, 320  # a row's words, and where the next begins
+# Bytes: of 128 tokens float32 logits and half-precision gradients.
+BUDGET = 6 * ROW * 128
+
+
+class Case(NamedTuple):
+    cols: int  # of six rows
+    width: int
+    budget: int | None
+    tile: int
+    groups: dict[torch.dtype, list[int]]  # tokens of each
+
+
+# A width of 288 has room for a tile's float32 logits in the bfloat16 gradient of the weight; one of 24 has not.
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+OF_A_TILE = [128] * 4 + [88]
+CASES = {
+    "all at once": Case(7, 24, None, 42, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), [42])),
+    "one group": Case(100, 288, BUDGET, 128, {BFLOAT16: [600], FLOAT16: OF_A_TILE, FLOAT32: OF_A_TILE}),
+    "groups of tiles": Case(165, 288, BUDGET, 128, {BFLOAT16: [384, 384, 222], FLOAT16: [128] * 7 + [94], FLOAT32: [128] * 7 + [94]}),
+    "groups, logits beside": Case(100, 24, BUDGET, 128, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), OF_A_TILE)),
+    "least budget": Case(7, 24, 1, 14, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), [14] * 3)),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_half = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
-BUDGET = 6 * 300 * 5  # five tokens: float32 logits and half-precision gradients
+every_dtype = pytest.mark.parametrize("dtype", [FLOAT32, *HALF_DTYPES], ids=str)
+
+
+def batch_for(case, dtype):
+    return loss_batch(random_batch(6, case.cols, dtype=torch.float32), case.width, WORDS, dtype)
+
+
+def assert_close_gradients(actual, expected, times=1):
+    for got, true in zip(actual, expected, strict=True):
+        assert got.dtype == true.dtype
+        assert_close((got.double(),), (true.double(),), times * tolerance(got.dtype, "cuda"))
 
 
 @every_half
@@ -56,9 +119,10 @@ def test_linear_logprob(upstream, dtype, products):
     def scaled(function):
         return lambda **arguments: [value * upstream for value in function(**arguments)]
 
-    actual = run_head(scaled(maspo_ext.linear_logprob), given, memory_budget=BUDGET)
+    actual = run_head(scaled(maspo_ext.linear_logprob), given, memory_budget=1)
     expected = run_head(scaled(reference.linear_logprob), converted(given, torch.float32))
-    assert products == {(dtype, dtype, torch.float32), (dtype, dtype, dtype)}
+    assert {(one.operands, one.result) for one in products} == {(dtype, torch.float32), (dtype, dtype)}
+    assert [one.rows for one in products if one.columns == 300] == [11, 10]  # forward: all words
     assert_close(actual[:2], expected[:2], 1e-5)
     for got, true in zip(actual[2:], expected[2:], strict=True):
         assert got.dtype == dtype
@@ -68,17 +132,160 @@ def test_linear_logprob(upstream, dtype, products):
         assert off_by <= tolerance(dtype, "cuda") * true.abs().max() + told_apart
 
 
+@every_case
+@every_dtype
+def test_linear_loss(dtype, case, products):
+    batch = batch_for(case, dtype)
+    products.clear()
+    actual = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
+    made, groups = list(products), case.groups[dtype]
+    tokens, width = 6 * case.cols, case.width
+    logits = [one for one in made if (one.terms, one.columns) == (width, WORDS)]
+    of_hidden = [one for one in made if (one.terms, one.columns) == (WORDS, width)]
+    of_weight = [one for one in made if (one.rows, one.columns) == (WORDS, width)]
+    assert len(logits) + len(of_hidden) + len(of_weight) == len(made)
+    assert {one.rows for one in logits[:-1]} <= {case.tile} and sum(one.rows for one in logits) == tokens
+    assert {one.result for one in logits} == {FLOAT32}
+    assert [one.rows for one in of_hidden] == [one.terms for one in of_weight] == groups
+    # What is bfloat16 is rounded once: by the only product, or after the sums.
+    assert {one.result for one in of_hidden} == {BFLOAT16 if dtype == BFLOAT16 else FLOAT32}
+    assert {one.result for one in of_weight} == {BFLOAT16 if dtype == BFLOAT16 and len(groups) == 1 else FLOAT32}
+
+    assert_same_bits(actual[:4], run_loss(composition, batch, memory_budget=case.budget)[:4])
+    expected = on_cpu(run_loss, maspo_ext.linear_loss, batch)
+    assert_close(actual[:4], expected[:4], 1e-5)
+    assert_close_gradients(actual[4:], expected[4:])
+    with torch.no_grad():
+        loss, stats, *of_tokens = maspo_ext.linear_loss(**batch, memory_budget=case.budget)
+    assert_same_bits((loss, stats.tensor, *of_tokens), actual[:4])
+
+
+@every_case
+@pytest.mark.parametrize("asked", [*((name,) for name in HEAD), ("hidden", "weight")], ids="+".join)
 @every_half
-def test_linear_loss(dtype, products):
-    batch = loss_batch(random_batch(3, 7, dtype=torch.float32), 16, 300, dtype)
-    actual = run_loss(maspo_ext.linear_loss, batch, memory_budget=BUDGET)
-    with pytest.MonkeyPatch.context() as on_cpu:
-        on_cpu.setattr(Head, "on_gpu", False)
-        expected = run_loss(maspo_ext.linear_loss, batch)
-    # The sums of the weight's gradient are float32 from the first chunk on.
-    assert products >= {(dtype, dtype, torch.float32)} and (dtype, dtype, dtype) not in products
-    assert len(actual) == len(expected)
-    for got, true in zip(actual, expected, strict=True):
-        if isinstance(got, torch.Tensor):
-            assert got.dtype == true.dtype
-            assert_close((got.double(),), (true.double(),), tolerance(dtype, "cuda"))
+def test_partial_gradients(dtype, asked, case, products):
+    batch = batch_for(case, dtype)
+    whole = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
+    grads = dict(zip(HEAD, whole[4:], strict=True))
+    actual = run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=case.budget)
+    assert_same_bits(actual[:4], whole[:4])
+    if "weight" in asked:
+        assert_same_bits(actual[4:], [grads[name] for name in asked])
+    else:
+        assert_close_gradients(actual[4:], [grads[name] for name in asked])
+
+
+@every_case
+@every_dtype
+def test_masked_garbage_changes_no_bit(dtype, case, products):
+    batch = batch_for(case, dtype)
+    masked = ~batch["response_mask"]
+    clean = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
+    assert masked.any() and all(value.isfinite().all() for value in clean)
+    batch["hidden"][masked], batch["target"][masked] = torch.nan, 2**40
+    assert_same_bits(run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget), clean)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("mode", ["maspo", "entropy_adv", "bapo"])
+@every_half
+def test_options(dtype, mode, layout, products):
+    """All that a token's part of the loss may depend on, cut by tile."""
+    method = DEFAULT_METHODS[mode]
+    batch = batch_of(method, dtype, cols=12)
+    if layout == "packed":
+        _, batch, _ = packed(batch, [12, 1, 7, 10], 12)
+    keywords = of_mode(method, **FRONT_OPTIONS) | {"temperature": 0.7, "memory_budget": 1}
+    if mode != "bapo":
+        keywords["entropy_coef"] = 0.3
+    actual = run_loss(maspo_ext.linear_loss, batch, **keywords)
+    expected = on_cpu(run_loss, maspo_ext.linear_loss, batch, **keywords)
+    assert_close(actual[:4], expected[:4], 1e-5)
+    assert_close_gradients(actual[4:], expected[4:])
+
+
+@every_case
+@every_dtype
+def test_upstream_gradient(dtype, case, products):
+    """In float32, and so the bits of a product with float32 numbers."""
+    batch = batch_for(case, dtype)
+    one = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)[4:]
+    third = run_loss(maspo_ext.linear_loss, batch, upstream=1 / 3, memory_budget=case.budget)[4:]
+    if dtype == BFLOAT16:
+        assert_same_bits(third[:2], [(grad.float() * torch.tensor(1 / 3)).to(dtype) for grad in one[:2]])
+    assert_close([3 * grad.double() for grad in third], one, 2 * tolerance(dtype, "cuda"))
+
+
+@every_case
+@pytest.mark.parametrize("size, upstream", [(1500, 1.0), (1500, 2.0**-6), (2.0**-17, 2.0**8)])
+def test_float16_neither_underflows_nor_overflows(size, upstream, case, products):
+    """Neither by a mean over many tokens before a loss scale, nor by a sum over them before the mean."""
+    batch = batch_for(case, FLOAT16)
+    batch["hidden"] = batch["hidden"].abs() * size
+    batch["weight"] /= max(1, size)
+    batch["target"][:] = 3
+    actual = run_loss(maspo_ext.linear_loss, batch, upstream=upstream, loss_agg_mode="token-mean", memory_budget=case.budget)
+    expected = on_cpu(run_loss, maspo_ext.linear_loss, batch, upstream=upstream, loss_agg_mode="token-mean")
+    for got, true in zip(actual[4:], expected[4:], strict=True):
+        told_apart = 2 * torch.finfo(FLOAT16).smallest_normal * torch.finfo(FLOAT16).eps
+        got, true = got.double(), true.double()
+        assert true.isfinite().all()
+        assert (got - true).abs().max() <= 2 * tolerance(FLOAT16, "cuda") * true.abs().max() + told_apart
+
+
+def test_a_batch_without_tokens(products):
+    for rows, cols in ((0, 5), (3, 0)):
+        batch = loss_batch(random_batch(rows, cols, torch.float32), 8, 30, BFLOAT16)
+        loss, stats, log_prob, entropy, *grads = run_loss(maspo_ext.linear_loss, batch)
+        assert loss == 0 and log_prob.shape == entropy.shape == (rows, cols) and not stats.any()
+        assert grads[0].shape == (rows, cols, 8) and not any(grad.any() for grad in grads)
+
+
+class Made(TorchDispatchMode):
+    """Bytes of the tensors that ``linear_loss`` makes without values."""
+
+    EMPTY = ("new_empty", "new_zeros", "empty", "empty_like", "zeros_like")
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.maspo.linear_loss_forward.default:
+            with self:
+                return linear_loss._forward(*args, **(kwargs or {}))
+        made = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ in self.EMPTY:
+            self.bytes.append(made.nbytes)
+        return made
+
+
+@every_case
+@pytest.mark.parametrize("asked", [HEAD, ("hidden",)], ids="+".join)
+@every_dtype
+def test_memory(dtype, asked, case, products):
+    """Beyond the gradients: what keeps the logits' gradients and a tile's logits, and sums of the weight's gradient where there are groups."""
+    batch = batch_for(case, dtype)
+    with Made() as made:
+        run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=case.budget)
+    tokens, weights = 6 * case.cols, WORDS * case.width
+    waiting = 2 if dtype == BFLOAT16 else 4
+    numbers = [tokens * case.width] + [weights] * ("weight" in asked)
+    sizes = list(made.bytes)
+    for count in numbers:
+        sizes.remove(waiting * count)
+        if dtype == FLOAT16:
+            sizes.remove(2 * count)  # handed over by backward
+    small = 16 * tokens + 4 * WORDS  # numbers of a token, the bias's gradient
+    workspace = sorted((size for size in sizes if size > small), reverse=True)
+    groups, tile_logits = case.groups[dtype], 4 * ROW * case.tile
+    budget = max(case.budget or head.DEFAULT_BUDGET["cuda"], 6 * ROW * case.tile)
+    if asked == HEAD:
+        in_gradient = dtype == FLOAT32 or (dtype == BFLOAT16 and tile_logits <= 2 * weights)
+        sums = 4 * weights * (dtype == BFLOAT16)
+        kept = ROW * dtype.itemsize * groups[0]
+        expected = [kept] + [tile_logits] * (not in_gradient) + [sums] * (len(groups) > 1 and sums > 0)
+        assert workspace == sorted(expected, reverse=True)
+        assert sum(workspace) <= budget + sums
+    else:
+        assert sum(workspace) <= budget

@@ -65,7 +65,7 @@ def test_logits_stay_within_the_budget(op, dtype, memory_budget, device):
     """Nothing is larger but, for a smaller budget, the least chunk of words; and there is never more than one."""
     events = memory_events(passes(op, device, dtype, memory_budget), device)
     chunk = max(memory_budget, 4 * TOKENS * 256 if op == "linear_logprob" else 0)
-    assert memory_budget / 2 < max(events) <= chunk <= LOGITS / 2
+    assert memory_budget / 2 <= max(events) <= chunk <= LOGITS / 2
     operands = 4 * (TOKENS + WORDS) * WIDTH  # hidden states and weight as float32, or their gradients
     assert chunk < max(itertools.accumulate(events)) <= chunk + 3 * operands
 
