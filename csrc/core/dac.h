@@ -32,7 +32,7 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
   const V half = V(S(0.5)), one = V(S(1));
   // 4 / pi_old = exp(log 4 - log pi_old). Stopped at e^80, where both bounds have long reached their limits: so eps = 0 is
   // not 0 * inf, and no sum overflows.
-  const V four_over_pi = V(S(4)) * exp_of_at_most_80(at_most(-old_log_prob, V(S(80))));
+  const V four_over_pi = V(S(4)) * weight_exp(at_most(-old_log_prob, V(S(80))));
   const V low = half + half * sqrt_of(at_least(one - V(h.eps_low) * four_over_pi, V(S(0))));
   const V high = at_most(half + half * sqrt_of(one + V(h.eps_high) * four_over_pi), V(h.cap));
   MethodToken<V> token = clip_token(r, advantage, low, high);

@@ -54,17 +54,18 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V old_log_prob, V advant
   const V zero = V(S(0)), one = V(S(1));
   const auto pos = advantage > zero, neg = advantage < zero;
 
-  // 1 / pi_old^alpha as exp(-alpha log pi_old): overflow to inf ends at sigma_high, which is the right answer. The lower
-  // bound keeps alpha = 0 with old_log_prob = -inf from being 0 * inf.
+  // 1 / pi_old^alpha as exp(-alpha log pi_old), stopped at e^80: there sigma_high has long been reached. The lower bound
+  // keeps alpha = 0 with old_log_prob = -inf from being 0 * inf.
   const V finite_old = at_least(old_log_prob, V(-Limits<S>::max));
-  const V mass = clamp(V(h.sigma_base) * exp_of(V(-h.alpha) * finite_old), V(h.sigma_base), V(h.sigma_high));
+  const V over_pi = weight_exp(at_most(V(-h.alpha) * finite_old, V(S(80))));
+  const V mass = clamp(V(h.sigma_base) * over_pi, V(h.sigma_base), V(h.sigma_high));
   const V risk = select(pos, one + V(h.beta_pos) * advantage, quotient(one, one - V(h.beta_neg) * advantage));
   const V sigma = mass * clamp(risk, V(h.adv_low), V(h.adv_high));
 
   const auto gated_pos = pos & (r.ratio > one), gated_neg = neg & (r.ratio < one);
   const auto gated = gated_pos | gated_neg;
   const V z = quotient(r.ratio - one, sigma);
-  const V gate = select(gated, exp_of_at_most_80(V(S(-0.5)) * z * z), one);
+  const V gate = select(gated, weight_exp(V(S(-0.5)) * z * z), one);
 
   MethodToken<V> token;
   token.loss = -advantage * gate * r.ratio;

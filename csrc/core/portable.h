@@ -72,6 +72,20 @@ template <class V>
 MASPO_HD V exp_of_within_80(V v) {
   return exp_of(v);
 }
+// The same as exp_of_at_most_80, for what weighs a loss: on a GPU with an error of the exponent's last digit, which for a
+// ratio would be too much.
+template <class V>
+MASPO_HD V weight_exp(V v) {
+  return exp_of_at_most_80(v);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+__device__ __forceinline__ float weight_exp(float v) {
+  float power;  // of 2, to 2 ulp
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v * 1.44269504f));
+  return power;
+}
+#endif
 
 template <class S>
 struct Limits;

@@ -32,11 +32,11 @@ MASPO_HD MethodToken<V> method_token(const Ratio<V>& r, V, V advantage, const Sa
   const auto pos = advantage > zero, neg = advantage < zero;
   const V tau = select(pos, V(h.tau_pos), V(h.tau_neg));
   const V u = tau * (r.ratio - one);
-  const V e = exp_of_at_most_80(-abs_of(u));  // in (0, 1]: neither overflow nor cancellation
+  const V e = weight_exp(-abs_of(u));  // in (0, 1]: neither overflow nor cancellation
   const V sigmoid = quotient(select(u < zero, e, one), one + e);
   const V gate = quotient(four * e, (one + e) * (one + e));
   MethodToken<V> token;
-  token.loss = -advantage * (four / tau) * sigmoid;
+  token.loss = -advantage * quotient(four, tau) * sigmoid;
   token.dloss = select(r.inside, -advantage * r.ratio * gate, zero);
   token.clipped = never<V>();
   token.means[0] = select(pos, gate, zero);

@@ -87,7 +87,7 @@ MASPO_HD TokenOutputs<V> visit_token(TokenInputs<V> in, const Hyper& h, const Op
   for (int i = 0; i < Hyper::kMeans; ++i) add_to(s.method[i], in.mask * token.means[i]);
   for (int i = 0; i < Hyper::kCounts; ++i) add_where(s.method[Hyper::kMeans + i], token.counts[i], in.mask);
   // A NaN makes `inside` false and is in no branch of a clip: let it reach the gradient instead of hiding it.
-  token.dloss = select(token.loss != token.loss, token.loss, token.dloss);
+  if (!kFinite) token.dloss = select(token.loss != token.loss, token.loss, token.dloss);
 
   if (o.is_rule != kIsAsGiven) {
     const IsWeight<V> bounded = bounded_is_weight(in.is_weight, V(o.is_lower), V(o.is_upper), o.is_rule);

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(Backwar
   using S = typename Format::Arithmetic;
   using T = typename Format::Stored;
   const double grad_loss = static_cast<double>(*static_cast<const S*>(p.grad_loss));
-  for_each_piece(p.batch, p.cut, this_warp(), [&](int64_t, const Span& span) {
+  for_each_piece(p.batch, p.cut, this_warp(), [&](int64_t, const Span& span, bool) {
     const S scale = static_cast<S>(p.row_scale[span.row] * grad_loss);
     const S* const dlogp = static_cast<const S*>(p.dlogp) + span.start;
     T* const grad = static_cast<T*>(p.grad) + span.start;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(Backwar
     for (; col + (kStepsAtOnce - 1) * kStepTokens + kLane <= span.last; col += kStepsAtOnce * kStepTokens) {
       Pack<S, kLane> four[kStepsAtOnce];
 #pragma unroll
-      for (int k = 0; k < kStepsAtOnce; ++k) four[k] = load_words(dlogp + col + k * kStepTokens, aligned);
+      for (int k = 0; k < kStepsAtOnce; ++k) four[k] = load_pack(dlogp + col + k * kStepTokens, aligned);
 #pragma unroll
       for (int k = 0; k < kStepsAtOnce; ++k) write(col + k * kStepTokens, kLane, four[k].value);
     }

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kMostThreads<S>, 1) bapo_sums_kernel(BapoParam
     const S of_half = warp_sums(sums);
     of_warp += static_cast<double>(of_half + __shfl_xor_sync(kAllLanes, of_half, kBapoChunk));
   };
-  for_each_piece(p.batch, cut, this_warp(), [&](int64_t, const Span& span) { for_each_part(span, add_part); });
+  for_each_piece(p.batch, cut, this_warp(), [&](int64_t, const Span& span, bool) { for_each_part(span, add_part); });
   warp_totals[threadIdx.x] = of_warp;
   __syncthreads();
   if (threadIdx.x < kBapoChunk && first_candidate + lane < all) {

@@ -42,28 +42,33 @@ template <template <class> class Hyper, class Steps>
 __global__ void __launch_bounds__(kMostThreads<typename Steps::Number>, 1)
     forward_kernel(LossParams p, Cut cut, unsigned* counter) {
   using S = typename Steps::Number;
-  MASPO_SHARED(double, scratch, kMostWarps<S> * kUnitSums);
+  MASPO_SHARED(double, scratch, kMostWarps<S> * kUnitNumbers);
   MASPO_SHARED(bool, is_last, 1);
   const int lane = threadIdx.x % kWarp;
   const Steps steps(p);
   PieceSums<S, Hyper<S>> sums;
-  double of_warp = 0;
-  for_each_piece(p.batch, cut, this_warp(), [&](int64_t piece, const Span& span) {
+  double of_warp = nothing_of_lane(lane);
+  for_each_piece(p.batch, cut, this_warp(), [&](int64_t piece, const Span& span, bool is_whole_row) {
     double of_piece = 0;
     for_each_part(span, [&](const Span& part) {
       steps.run(part, sums);
       of_piece += part_total(sums);
       sums.begin_part();
     });
-    of_warp += of_piece;
-    if (lane == kTokens) p.pieces[piece].tokens = of_piece;
-    if (lane == kLossLane) p.pieces[piece].loss = of_piece;
+    if (lane < kLossLane) of_warp += of_piece;
+    const RowSums row = {__shfl_sync(kAllLanes, of_piece, kTokens), __shfl_sync(kAllLanes, of_piece, kLossLane)};
+    if (is_whole_row) {
+      of_warp += row_number(p, span.row, row, lane);
+      if (lane == 0) p.row_scale[span.row] = row.tokens;
+    } else if (lane == 0) {
+      p.pieces[piece] = row;
+    }
   });
   const double least = warp_min(static_cast<double>(sums.stats.ratio_min));
   const double most = -warp_min(-static_cast<double>(sums.stats.ratio_max));
   of_warp = lane == kLeast ? least : lane == kMost ? most : of_warp;
   const double of_block = over_block(of_warp, scratch);
-  if (threadIdx.x < kUnitSums) reinterpret_cast<double*>(p.units + blockIdx.x)[threadIdx.x] = of_block;
+  if (threadIdx.x < kUnitNumbers) unit_numbers(p, blockIdx.x)[threadIdx.x] = of_block;
   __syncthreads();
   if (is_last_block(counter, is_last)) finish_forward<S, Hyper>(p, cut, scratch);
 }

@@ -44,6 +44,18 @@ __device__ __forceinline__ bool aligned_for_pack(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(Pack<T, N>) == 0;
 }
 
+// The machine's words of this many bytes.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
 // At an address that is aligned for it.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
@@ -52,13 +64,8 @@ __device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
 
 // The same at any address, which aligned says is one for it.
 template <class T>
-__device__ __forceinline__ Pack<T, kLane> load_words(const T* p, bool aligned) {
+__device__ __forceinline__ Pack<T, kLane> load_pack(const T* p, bool aligned) {
   return aligned ? load_pack<kLane>(p) : Pack<T, kLane>{p[0], p[1], p[2], p[3]};
-}
-
-template <class T>
-__device__ __forceinline__ Pack<T, kLane> pack_of(T value) {
-  return {value, value, value, value};
 }
 
 // `count` of the four exist; the others are left as they are.
@@ -124,18 +131,6 @@ template <class S>
 __device__ __forceinline__ bool any_token(const S (&mask)[kLane]) {
   return mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0);
 }
-
-// The machine's words for a store of this many bytes.
-template <int kBytes>
-struct Word;
-template <>
-struct Word<8> {
-  using type = uint2;
-};
-template <>
-struct Word<16> {
-  using type = uint4;
-};
 
 // As __stcg: a plain store of a struct the compiler takes apart into its elements where the offset has 64 bits.
 template <class T, int N>

@@ -16,7 +16,7 @@ struct MaskWords {
 
 class MaskReader {
  public:
-  // `offset`: of column 0.
+  // `offset`: of column 0, as fetch counts them.
   __device__ __forceinline__ MaskReader(const View& mask, int64_t offset)
       : size_(static_cast<int>(size_of(mask.dtype))),
         first_(static_cast<const unsigned char*>(mask.data) + offset * size_),
@@ -25,7 +25,7 @@ class MaskReader {
         odd_(mask.dtype == kFloat64 ? 0x3ff00000u : size_ == 8 ? 0u : even_) {}
 
   // Of columns col to col + 3.
-  __device__ __forceinline__ MaskWords fetch(int64_t col) const {
+  __device__ __forceinline__ MaskWords fetch(int col) const {
     const unsigned char* at = first_ + col * size_;
     MaskWords m;
     if (size_ == 1) {
@@ -52,7 +52,7 @@ class MaskReader {
  private:
   __device__ __forceinline__ void fetch_four(const unsigned char* at, uint4& words) const {
     const auto* const each = reinterpret_cast<const unsigned*>(at);
-    if (aligned_) {
+    if (__builtin_expect(aligned_, 1)) {
       words = *reinterpret_cast<const uint4*>(at);
     } else {
       words.x = each[0];

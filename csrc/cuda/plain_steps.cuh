@@ -32,48 +32,96 @@ struct PlainSteps {
     o.clip_ratio_c = static_cast<S>(params.options.clip_ratio_c);
   }
 
-  __device__ __forceinline__ void run(const Span& span, Sums& sums) const {
-    const T* const log_prob = first_token(p.log_prob, span);
-    const T* const old_log_prob = first_token(p.old_log_prob, span);
-    const T* const advantages = first_token(p.advantages, span);
-    const bool one_advantage = p.advantages.col_stride == 0;
-    const bool aligned = aligned_for_pack<kLane>(log_prob) && aligned_for_pack<kLane>(old_log_prob) &&
-                         (one_advantage || aligned_for_pack<kLane>(advantages));
-    S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + span.start;
-    const MaskReader mask(p.response_mask, offset_of(p.response_mask, p.batch, span, 0));
-    const auto fetch = [&](int64_t col) { return span.last - col >= kLane ? mask.fetch(col) : MaskWords(); };
-    MaskWords next = fetch(span.first + threadIdx.x % kWarp * kLane);
-    for_each_four(span, [&](int64_t col, int count) {
-      const MaskWords words = next;
-      next = fetch(col + kStepTokens);  // on its way meanwhile
+  // While a step is worked on, the inputs of the next one and the mask of the one after it are on their way.
+  __device__ __forceinline__ void run(const Span& part, Sums& sums) const {
+    const int64_t first = part.first + threadIdx.x % kWarp * kLane;
+    const int left = static_cast<int>(part.last - first);  // tokens from this lane's first one on, which may be below 0
+    const Reader read(p, part, first);
+    const MaskReader mask(p.response_mask, offset_of(p.response_mask, p.batch, part, first));
+    S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + part.start + first;
+    const auto fetch = [&](int col) { return left - col >= kLane ? mask.fetch(col) : MaskWords(); };
+    MaskWords words = fetch(0);
+    bool ones = __all_sync(kAllLanes, mask.all_ones(words)), zeros = mask.all_zeros(words);
+    Inputs inputs = {};
+    if (ones) inputs = read.at(0);
+    words = fetch(kStepTokens);
+    const int tokens = static_cast<int>(part.last - part.first);
+#pragma unroll 1
+    for (int col = 0; col < tokens; col += kStepTokens) {
+      const bool next_ones = __all_sync(kAllLanes, mask.all_ones(words)), next_zeros = mask.all_zeros(words);
+      Inputs next = {};
+      if (next_ones) next = read.at(col + kStepTokens);
+      words = fetch(col + 2 * kStepTokens);
+      const int count = static_cast<int>(bounded(left - col, 0, kLane));
       S grads[kLane] = {};
-      bool done = count == kLane && mask.all_zeros(words);
-      if (__all_sync(kAllLanes, mask.all_ones(words))) {
-        const auto a = one_advantage ? pack_of(*advantages) : load_words(advantages + col, aligned);
-        done = unmasked(load_words(log_prob + col, aligned), load_words(old_log_prob + col, aligned), a, sums, grads);
-      }
-      if (!done) masked(span, col, count, sums, grads);
+      bool done = zeros && count == kLane;
+      if (ones) done = unmasked(inputs, sums, grads);
+      if (!done) masked(part, first + col, count, sums, grads);
       if (dlogp != nullptr) store_pack(dlogp + col, count, grads);
-    });
+      ones = next_ones;
+      zeros = next_zeros;
+      inputs = next;
+    }
   }
 
  private:
-  using Four = Pack<T, kLane>;
+  // As they came: taken apart at once, they would be waited for.
+  using Words = typename Word<sizeof(T) * kLane>::type;
+  struct Inputs {
+    Words log_prob, old_log_prob, advantage;
+  };
 
-  __device__ __forceinline__ const T* first_token(const View& v, const Span& span) const {
-    return static_cast<const T*>(v.data) + offset_of(v, p.batch, span, 0);
+  __device__ __forceinline__ static Words words_of(const Pack<T, kLane>& four) {
+    Words words;
+    memcpy(&words, &four, sizeof(words));
+    return words;
+  }
+  __device__ __forceinline__ static S number_of(const Words& words, int i) {
+    Pack<T, kLane> four;
+    memcpy(&four, &words, sizeof(words));
+    return Format::number(four.value[i]);
   }
 
+  // This lane's inputs of a part.
+  class Reader {
+   public:
+    __device__ __forceinline__ Reader(const LossParams& p, const Span& part, int64_t first)
+        : log_prob_(token(p, p.log_prob, part, first)),
+          old_log_prob_(token(p, p.old_log_prob, part, first)),
+          advantages_(token(p, p.advantages, part, first)),
+          one_advantage_(p.advantages.col_stride == 0),
+          aligned_(aligned_for_pack<kLane>(log_prob_) && aligned_for_pack<kLane>(old_log_prob_) &&
+                   (one_advantage_ || aligned_for_pack<kLane>(advantages_))) {}
+
+    // Of columns col to col + 3, from the first one on.
+    __device__ __forceinline__ Inputs at(int col) const {
+      return {four(log_prob_ + col), four(old_log_prob_ + col),
+              one_advantage_ ? words_of({*advantages_, *advantages_, *advantages_, *advantages_}) : four(advantages_ + col)};
+    }
+
+   private:
+    __device__ __forceinline__ Words four(const T* at) const {
+      if (__builtin_expect(aligned_, 1)) return *reinterpret_cast<const Words*>(at);
+      return words_of({at[0], at[1], at[2], at[3]});
+    }
+    __device__ __forceinline__ static const T* token(const LossParams& p, const View& v, const Span& part, int64_t col) {
+      return static_cast<const T*>(v.data) + offset_of(v, p.batch, part, col);
+    }
+
+    const T *log_prob_, *old_log_prob_, *advantages_;
+    bool one_advantage_, aligned_;
+  };
+
   // Of four tokens that count, each as 1; does nothing and returns false where the warp has a number that is not finite.
-  __device__ __forceinline__ bool unmasked(const Four& log_prob, const Four& old_log_prob, const Four& advantage, Sums& sums,
-                                           S (&grads)[kLane]) const {
+  __device__ __forceinline__ bool unmasked(const Inputs& inputs, Sums& sums, S (&grads)[kLane]) const {
     TokenInputs<S> in[kLane];
     S probe = 0;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      in[i] = {S(1), Format::number(log_prob.value[i]), Format::number(old_log_prob.value[i]),
-               Format::number(advantage.value[i]), S(1), S(0), S(0)};
-      probe = S(0) * in[i].log_prob + (S(0) * in[i].old_log_prob + (S(0) * in[i].advantage + probe));
+      in[i] = {S(1), number_of(inputs.log_prob, i), number_of(inputs.old_log_prob, i), number_of(inputs.advantage, i),
+               S(1), S(0), S(0)};
+      // Both log-probabilities are finite where their difference is.
+      probe = S(0) * (in[i].log_prob - in[i].old_log_prob) + (S(0) * in[i].advantage + probe);
     }
     if (!__all_sync(kAllLanes, probe == probe)) return false;
     visit_four<true>(in, h, o, sums, grads);

@@ -60,23 +60,32 @@ MASPO_HD Pieces pieces_of_row(const Cut& cut, int64_t row) {
   return {row + warp, last / cut.steps_of_warp - warp + 1};
 }
 
-MASPO_HD int64_t most_pieces_of_row(const Cut& cut) { return (cut.steps_of_row - 1) / cut.steps_of_warp + 2; }
+// What a block leaves for the last one: the numbers of StatSums in their order, and those of its whole rows.
+enum UnitNumber {
+  kLeast = kNumSums + kMaxMethodSums,  // ratio_min
+  kMost,                               // ratio_max
+  kNonempty,                           // rows with tokens
+  kUnsound,                            // rows that cu_seqlens has wrong
+  kRowLoss,                            // the rows' losses, divided by their tokens where the mode is kSeqMeanTokenMean
+  kUnitNumbers
+};
+static_assert(sizeof(StatSums<double>) == kNonempty * sizeof(double), "as StatSums has them");
 
-// Calls each(piece, span) for those of a warp.
+// Calls each(piece, span, is_whole_row) for those of a warp.
 template <class Each>
 MASPO_HD void for_each_piece(const Batch& b, const Cut& cut, int64_t warp, Each each) {
-  int64_t step = warp * cut.steps_of_warp;
-  const int64_t steps = b.rows * cut.steps_of_row, end = bounded(step + cut.steps_of_warp, 0, steps);
-  if (step >= end) return;
-  int64_t row = step / cut.steps_of_row, in_row = step - row * cut.steps_of_row;
-  while (step < end) {
-    const int64_t count = bounded(cut.steps_of_row - in_row, 0, end - step);
+  const int64_t begin = warp * cut.steps_of_warp, steps = b.rows * cut.steps_of_row;
+  int64_t left = bounded(steps - begin, 0, cut.steps_of_warp);
+  if (left == 0) return;
+  int64_t row = begin / cut.steps_of_row, in_row = begin - row * cut.steps_of_row;
+  while (left > 0) {
+    const int64_t count = bounded(cut.steps_of_row - in_row, 0, left);
     Span span = row_span(b, row);
     const int64_t width = span.last;
     span.first = bounded(in_row * kStepTokens, 0, width);
     span.last = bounded((in_row + count) * kStepTokens, 0, width);
-    each(row + warp, span);
-    step += count;
+    each(row + warp, span, count == cut.steps_of_row);
+    left -= count;
     row += 1;
     in_row = 0;
   }

@@ -122,9 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
     const CudaPlace place = current_cuda_place(log_prob);
     const Cut cut = cuda_cut(params.batch, grid_cuda(place.device, params.log_prob.dtype));
     // One tensor for both: the way through torch to an allocation takes a while.
-    constexpr int64_t kDoublesPerUnit = sizeof(StatSums<double>) / sizeof(double);
     const int64_t of_pieces = 2 * piece_count(params.batch, cut);
-    Tensor scratch = new_contiguous(log_prob, {of_pieces + cut.blocks * kDoublesPerUnit}, ScalarType::Double);
+    Tensor scratch = new_contiguous(log_prob, {of_pieces + cut.blocks * kUnitNumbers}, ScalarType::Double);
     params.pieces = data_of<RowSums>(scratch);
     params.units = reinterpret_cast<StatSums<double>*>(data_of<double>(scratch) + of_pieces);
     Outputs out = allocate(log_prob, need_grad, params);

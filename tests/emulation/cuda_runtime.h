@@ -90,13 +90,18 @@ void before_atomic(void* address);
 void after_atomic(void* address);
 
 template <class T>
-T shuffle_xor(unsigned mask, T value, int lane_mask, const char* site) {
+T shuffle_from(unsigned mask, T value, int source_lane, const char* site) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = shuffle(bits, lane() ^ lane_mask, mask, site);
+  bits = shuffle(bits, source_lane, mask, site);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
+}
+
+template <class T>
+T shuffle_xor(unsigned mask, T value, int lane_mask, const char* site) {
+  return shuffle_from(mask, value, lane() ^ lane_mask, site);
 }
 
 // Whether it holds for every lane.
@@ -136,6 +141,7 @@ static const struct {
 #define __syncthreads() ::cuda_on_host::barrier(MASPO_SITE)
 #define __threadfence() ::cuda_on_host::fence()
 #define __shfl_xor_sync(mask, value, lane_mask) ::cuda_on_host::shuffle_xor(mask, value, lane_mask, MASPO_SITE)
+#define __shfl_sync(mask, value, source_lane) ::cuda_on_host::shuffle_from(mask, value, source_lane, MASPO_SITE)
 #define __all_sync(mask, holds) ::cuda_on_host::vote_all(mask, holds, MASPO_SITE)
 #define MASPO_SHARED(T, name, count) \
   static const char name##_key = 0;  \

@@ -95,7 +95,7 @@ py::list pieces_of_warp(int64_t rows, int64_t cols, int64_t warp, int64_t row_st
   const Batch batch = {rows, cols, nullptr, rows * cols};
   const View view = {nullptr, row_stride, col_stride, kFloat32};
   py::list found;
-  for_each_piece(batch, cuda_cut(batch, kGrid), warp, [&](int64_t piece, const Span& span) {
+  for_each_piece(batch, cuda_cut(batch, kGrid), warp, [&](int64_t piece, const Span& span, bool) {
     found.append(py::make_tuple(piece, span.row, span.first, span.last, offset_of(view, batch, span, span.first),
                                 span.start + span.first));
   });

@@ -27,7 +27,7 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   params.tiling = cpu_tiling(b.rows, b.cols);
   Memory dlogp(b.tokens * sizeof(S));
   Memory pieces((on_cuda ? piece_count(b, cut) : piece_count(b, params.tiling)) * sizeof(RowSums));
-  Memory units((on_cuda ? cut.blocks : params.tiling.units) * sizeof(StatSums<double>));
+  Memory units(on_cuda ? cut.blocks * kUnitNumbers * sizeof(double) : params.tiling.units * sizeof(StatSums<double>));
   Memory row_scale(b.rows * sizeof(double));
   Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
   Memory grad(b.tokens * size_of(params.log_prob.dtype));
