@@ -28,7 +28,7 @@ from steps import Step, run_all
 SECONDS = 570  # a machine that is lent for ten minutes ends them without asking
 PYTHON = sys.executable
 INSTALLED = ROOT / "build" / "gpu"
-PROCESSES = 8  # of pytest, where it can have several
+PROCESSES = 12  # of pytest, where it can have several
 
 
 def install_step(wheel: Path | None) -> Step:

@@ -36,7 +36,7 @@ def load_libraries() -> tuple[dict[str, Functions], dict[str, str]]:
     for name, load in LIBRARIES.items():
         try:
             functions[name] = load()
-        except ImportError as error:
+        except Exception as error:  # of any kind: a library of another version, or of which a part is missing
             missing[name] = f"{error}. {REMEDIES.get(name, '')}".rstrip()
     return functions, missing
 

@@ -38,7 +38,9 @@ struct AnySteps {
   const Hyper h;
   const Options<S> o;
 
-  __device__ __forceinline__ explicit AnySteps(const LossParams& params)
+  static constexpr int kSharedOfWarp = 0;
+
+  __device__ __forceinline__ AnySteps(const LossParams& params, void*)
       : p(params), h(hyper_of<Hyper>(params)), o(options_as<S>(params.options)) {}
 
   __device__ __forceinline__ void run(const Span& span, PieceSums<S, Hyper>& sums) const {

@@ -20,13 +20,10 @@ struct Grid {
 constexpr int64_t kLeastWarps = 4;
 
 // In the passes over a batch a multiprocessor has one block: few and large ones leave little for the last one to read. With
-// so many warps, float32 has 96 registers a thread and float64 255, and nothing is spilled; left to itself the compiler takes
+// so many warps, float32 has 128 registers a thread and float64 255, and nothing is spilled; left to itself the compiler takes
 // fewer and does (tests/building checks both).
-#ifndef MASPO_W
-#define MASPO_W 16
-#endif
 template <class S>
-constexpr int kMostWarps = sizeof(S) == sizeof(float) ? MASPO_W : 8;
+constexpr int kMostWarps = sizeof(S) == sizeof(float) ? 16 : 8;
 template <class S>
 constexpr int kMostThreads = kMostWarps<S> * kWarp;
 
