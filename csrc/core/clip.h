@@ -31,7 +31,7 @@ MASPO_HD MethodToken<V> clip_token(const Ratio<V>& r, V advantage, V low, V high
 
 template <class S>
 struct ClipHyper {
-  static constexpr bool kClampLow = true;
+  static constexpr bool kClampLow = true, kMayClipTwice = true;
   static constexpr int kMeans = 0, kCounts = 0;
   S low, high;  // bounds of the ratio: 1 - clip_ratio_low, 1 + clip_ratio_high
 

@@ -13,7 +13,7 @@ namespace maspo {
 
 template <class S>
 struct DacHyper {
-  static constexpr bool kClampLow = false;
+  static constexpr bool kClampLow = false, kMayClipTwice = true;
   static constexpr int kMeans = 2, kCounts = 0;
   S eps_low, eps_high, cap;
 

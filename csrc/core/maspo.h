@@ -15,7 +15,7 @@ namespace maspo {
 
 template <class S>
 struct MaspoHyper {
-  static constexpr bool kClampLow = true;
+  static constexpr bool kClampLow = true, kMayClipTwice = false;
   static constexpr int kMeans = 3, kCounts = 2;
   S sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg;
   bool gate_gradient;  // differentiate through the gate; the reference treats it as a constant

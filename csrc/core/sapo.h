@@ -13,7 +13,7 @@ namespace maspo {
 
 template <class S>
 struct SapoHyper {
-  static constexpr bool kClampLow = true;
+  static constexpr bool kClampLow = true, kMayClipTwice = false;
   static constexpr int kMeans = 2, kCounts = 2;
   S tau_pos, tau_neg;
 

@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kMostThreads<typename Steps::Number>, 1)
   MASPO_SHARED(double, scratch, kMostWarps<S> * kUnitNumbers);
   MASPO_SHARED(bool, is_last, 1);
   const int lane = threadIdx.x % kWarp;
-  MASPO_DYNAMIC_SHARED(void, shared);
-  const Steps steps(p, shared);
+  const Steps steps(p);
   PieceSums<S, Hyper<S>> sums;
   double of_warp = nothing_of_lane(lane);
   for_each_piece(p.batch, cut, this_warp(), [&](int64_t piece, const Span& span, bool is_whole_row) {

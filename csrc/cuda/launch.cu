@@ -15,9 +15,6 @@ namespace {
 constexpr unsigned kCounters = 1u << 20;
 __device__ unsigned counters[kCounters];
 
-// Dynamic shared memory that every device gives a block.
-constexpr int kSharedWithoutAsking = 48 * 1024;
-
 cudaError_t next_counter(unsigned** counter) {
   static std::atomic<unsigned> launches{0};
   void* first = nullptr;
@@ -26,29 +23,22 @@ cudaError_t next_counter(unsigned** counter) {
   return status;
 }
 
-template <template <class> class Hyper, class Steps>
-cudaError_t launch_steps(const LossParams& p, const Cut& cut, CudaPlace place) {
-  constexpr auto kernel = forward_kernel<Hyper, Steps>;
-  constexpr int kMostShared = Steps::kSharedOfWarp * kMostWarps<typename Steps::Number>;
-  if (kMostShared > kSharedWithoutAsking) {
-    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
-    if (status != cudaSuccess) return status;
-  }
-  unsigned* counter = nullptr;
-  const cudaError_t status = next_counter(&counter);
-  if (status != cudaSuccess) return status;
-  const int warps = static_cast<int>(cut.warps);
-  return launch_with_shared(kernel, Steps::kSharedOfWarp * warps, dim3(static_cast<unsigned>(cut.blocks)), warps * kWarp,
-                            place, p, cut, counter);
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cut(void (*kernel)(Parameters...), const Cut& cut, CudaPlace place, Arguments... arguments) {
+  const dim3 blocks(static_cast<unsigned>(cut.blocks));
+  return launch(kernel, blocks, static_cast<int>(cut.warps) * kWarp, place, arguments...);
 }
 
 template <template <class> class Hyper>
 cudaError_t launch_forward(const LossParams& p, const Cut& cut, CudaPlace place) {
-  using InFloat = Hyper<float>;
-  if (p.log_prob.dtype == kFloat64) return launch_steps<Hyper, AnySteps<double, Hyper<double>>>(p, cut, place);
-  if (is_plain<InFloat>(p, kFloat32)) return launch_steps<Hyper, PlainSteps<Float32, InFloat>>(p, cut, place);
-  if (is_plain<InFloat>(p, kBFloat16)) return launch_steps<Hyper, PlainSteps<BFloat16, InFloat>>(p, cut, place);
-  return launch_steps<Hyper, AnySteps<float, InFloat>>(p, cut, place);
+  unsigned* counter = nullptr;
+  const cudaError_t status = next_counter(&counter);
+  if (status != cudaSuccess) return status;
+  const auto with = [&](auto kernel) { return launch_cut(kernel, cut, place, p, cut, counter); };
+  if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
+  if (is_plain<Hyper<float>>(p, kFloat32)) return with(forward_kernel<Hyper, PlainSteps<Float32, Hyper<float>>>);
+  if (is_plain<Hyper<float>>(p, kBFloat16)) return with(forward_kernel<Hyper, PlainSteps<BFloat16, Hyper<float>>>);
+  return with(forward_kernel<Hyper, AnySteps<float, Hyper<float>>>);
 }
 
 template <class S>
@@ -93,10 +83,7 @@ int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_l
   const cudaError_t status = enter(cut.blocks, place);
   if (status != cudaSuccess) return status;
   const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, cut};
-  return with_format(dtype, [&](auto format) {
-    const dim3 blocks(static_cast<unsigned>(cut.blocks));
-    return launch(backward_kernel<decltype(format)>, blocks, static_cast<int>(cut.warps) * kWarp, place, p);
-  });
+  return with_format(dtype, [&](auto format) { return launch_cut(backward_kernel<decltype(format)>, cut, place, p); });
 }
 
 int bapo_sums_cuda(const BapoParams& params, const Cut& cut, CudaPlace place) {

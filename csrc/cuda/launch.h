@@ -15,21 +15,13 @@ inline cudaError_t enter(int64_t blocks, CudaPlace place) {
   return blocks > kMaxBlocks ? cudaErrorInvalidConfiguration : cudaSetDevice(place.device);
 }
 
-// `shared`: bytes of dynamic shared memory.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_with_shared(void (*kernel)(Parameters...), size_t shared, dim3 blocks, int threads, CudaPlace place,
-                               Arguments... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, CudaPlace place, Arguments... arguments) {
   cudaLaunchConfig_t config = {};
-  config.dynamicSmemBytes = shared;
   config.gridDim = blocks;
   config.blockDim = dim3(threads);
   config.stream = static_cast<cudaStream_t>(place.stream);
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-}
-
-template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, CudaPlace place, Arguments... arguments) {
-  return launch_with_shared(kernel, 0, blocks, threads, place, arguments...);
 }
 
 // run(Float32()) or what else the dtype is.

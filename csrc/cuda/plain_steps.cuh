@@ -2,7 +2,6 @@
 // and none of the options that read or ask for more. Most of such a batch's steps have no masked token, or none else.
 #pragma once
 
-#include "cuda/async_copy.cuh"
 #include "cuda/mask_words.cuh"
 #include "cuda/steps.cuh"
 
@@ -13,7 +12,7 @@ template <class Hyper>
 bool is_plain(const LossParams& p, DType dtype) {
   const auto beside = [&](const View& v) { return v.dtype == dtype && v.col_stride == 1; };
   const bool more = p.rollout_is_weights.data != nullptr || p.options.has_entropy || p.options.has_ref ||
-                    p.options.dual_clip || p.options.is_rule != kIsAsGiven || has_options(Hyper::from(p.hyper));
+                    p.options.is_rule != kIsAsGiven || (p.options.dual_clip && !Hyper::kMayClipTwice) || has_options(Hyper::from(p.hyper));
   return !more && beside(p.log_prob) && beside(p.old_log_prob) && p.advantages.dtype == dtype &&
          (p.advantages.col_stride == 1 || p.advantages.col_stride == 0) && is_of_words(p.response_mask);
 }
@@ -28,17 +27,13 @@ struct PlainSteps {
   const Hyper h;
   Options<S> o = {};
 
-  // Of shared memory, for each warp: the inputs of so many steps, of which all but the one that is worked on are on their way.
-  static constexpr int kStages = 4;
-  static constexpr int kSharedOfWarp = kStages * 3 * kWarp * static_cast<int>(sizeof(T)) * kLane;
-
-  __device__ __forceinline__ PlainSteps(const LossParams& params, void* shared)
-      : p(params),
-        h(without_options(hyper_of<Hyper>(params))),
-        slots(static_cast<Words*>(shared) + threadIdx.x / kWarp * (kStages * 3 * kWarp) + threadIdx.x % kWarp) {
+  __device__ __forceinline__ explicit PlainSteps(const LossParams& params)
+      : p(params), h(without_options(hyper_of<Hyper>(params))) {
     o.clip_ratio_c = static_cast<S>(params.options.clip_ratio_c);
+    o.dual_clip = Hyper::kMayClipTwice && params.options.dual_clip;
   }
 
+  // While a step is worked on, the inputs of the next one and the mask of the one after it are on their way.
   __device__ __forceinline__ void run(const Span& part, Sums& sums) const {
     const int64_t first = part.first + threadIdx.x % kWarp * kLane;
     const int left = static_cast<int>(part.last - first);  // tokens from this lane's first one on, which may be below 0
@@ -46,46 +41,42 @@ struct PlainSteps {
     const MaskReader mask(p.response_mask, offset_of(p.response_mask, p.batch, part, first));
     S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + part.start + first;
     const auto fetch = [&](int col) { return left - col >= kLane ? mask.fetch(col) : MaskWords(); };
-    // Two bits for each step from the next one on: whether all of its tokens count, in the whole warp, and whether none of
-    // this lane's do.
-    constexpr unsigned kOnes = 1, kZeros = 2;
-    unsigned states = 0;
-    const auto start = [&](const MaskWords& words, int col, int stage, int ahead) {
-      const bool all = __all_sync(kAllLanes, mask.all_ones(words));
-      states |= ((all ? kOnes : 0) | (mask.all_zeros(words) ? kZeros : 0)) << 2 * ahead;
-      if (all) read.copy(col, slots + stage * (3 * kWarp));
-      end_copies();
-    };
     MaskWords words = fetch(0);
-#pragma unroll 1
-    for (int k = 0; k < kStages; ++k) {
-      const MaskWords next = fetch((k + 1) * static_cast<int>(kStepTokens));
-      start(words, k * static_cast<int>(kStepTokens), k, k);
-      words = next;
-    }
+    bool ones = __all_sync(kAllLanes, mask.all_ones(words)), zeros = mask.all_zeros(words);
+    Inputs inputs = {};
+    if (ones) inputs = read.at(0);
+    words = fetch(kStepTokens);
     const int tokens = static_cast<int>(part.last - part.first);
-    int stage = 0;
 #pragma unroll 1
     for (int col = 0; col < tokens; col += kStepTokens) {
+      const bool next_ones = __all_sync(kAllLanes, mask.all_ones(words)), next_zeros = mask.all_zeros(words);
+      Inputs next = {};
+      if (next_ones) next = read.at(col + kStepTokens);
+      words = fetch(col + 2 * kStepTokens);
       const int count = static_cast<int>(bounded(left - col, 0, kLane));
       S grads[kLane] = {};
-      bool done = (states & kZeros) != 0 && count == kLane;
-      wait_for_copies<kStages - 1>();
-      if ((states & kOnes) != 0) done = unmasked(slots + stage * (3 * kWarp), sums, grads);
+      bool done = zeros && count == kLane;
+      if (ones) done = unmasked(inputs, sums, grads);
       if (!done) masked(part, first + col, count, sums, grads);
       if (dlogp != nullptr) store_pack(dlogp + col, count, grads);
-      states >>= 2;
-      start(words, col + kStages * static_cast<int>(kStepTokens), stage, kStages - 1);
-      words = fetch(col + (kStages + 1) * static_cast<int>(kStepTokens));
-      stage = (stage + 1) % kStages;
+      ones = next_ones;
+      zeros = next_zeros;
+      inputs = next;
     }
   }
 
  private:
+  // As they came: taken apart at once, they would be waited for.
   using Words = typename Word<sizeof(T) * kLane>::type;
-  enum Input { kLogProb, kOldLogProb, kAdvantage };  // each has a slot for each lane, of every stage
-  Words* const slots;
+  struct Inputs {
+    Words log_prob, old_log_prob, advantage;
+  };
 
+  __device__ __forceinline__ static Words words_of(const Pack<T, kLane>& four) {
+    Words words;
+    memcpy(&words, &four, sizeof(words));
+    return words;
+  }
   __device__ __forceinline__ static S number_of(const Words& words, int i) {
     Pack<T, kLane> four;
     memcpy(&four, &words, sizeof(words));
@@ -103,29 +94,16 @@ struct PlainSteps {
           aligned_(aligned_for_pack<kLane>(log_prob_) && aligned_for_pack<kLane>(old_log_prob_) &&
                    (one_advantage_ || aligned_for_pack<kLane>(advantages_))) {}
 
-    // Those of columns col to col + 3, from the first one on.
-    __device__ __forceinline__ void copy(int col, Words* slot) const {
-      copy_four(log_prob_ + col, slot + kLogProb * kWarp);
-      copy_four(old_log_prob_ + col, slot + kOldLogProb * kWarp);
-      if (one_advantage_) {
-        slot[kAdvantage * kWarp] = words_of({*advantages_, *advantages_, *advantages_, *advantages_});
-      } else {
-        copy_four(advantages_ + col, slot + kAdvantage * kWarp);
-      }
+    // Of columns col to col + 3, from the first one on.
+    __device__ __forceinline__ Inputs at(int col) const {
+      return {four(log_prob_ + col), four(old_log_prob_ + col),
+              one_advantage_ ? words_of({*advantages_, *advantages_, *advantages_, *advantages_}) : four(advantages_ + col)};
     }
 
    private:
-    __device__ __forceinline__ void copy_four(const T* at, Words* slot) const {
-      if (__builtin_expect(aligned_, 1)) {
-        copy_async(slot, reinterpret_cast<const Words*>(at));
-      } else {
-        *slot = words_of({at[0], at[1], at[2], at[3]});
-      }
-    }
-    __device__ __forceinline__ static Words words_of(const Pack<T, kLane>& four) {
-      Words words;
-      memcpy(&words, &four, sizeof(words));
-      return words;
+    __device__ __forceinline__ Words four(const T* at) const {
+      if (__builtin_expect(aligned_, 1)) return *reinterpret_cast<const Words*>(at);
+      return words_of({at[0], at[1], at[2], at[3]});
     }
     __device__ __forceinline__ static const T* token(const LossParams& p, const View& v, const Span& part, int64_t col) {
       return static_cast<const T*>(v.data) + offset_of(v, p.batch, part, col);
@@ -136,14 +114,13 @@ struct PlainSteps {
   };
 
   // Of four tokens that count, each as 1; does nothing and returns false where the warp has a number that is not finite.
-  __device__ __forceinline__ bool unmasked(const Words* slot, Sums& sums, S (&grads)[kLane]) const {
-    const Words log_prob = slot[kLogProb * kWarp], old_log_prob = slot[kOldLogProb * kWarp];
-    const Words advantage = slot[kAdvantage * kWarp];
+  __device__ __forceinline__ bool unmasked(const Inputs& inputs, Sums& sums, S (&grads)[kLane]) const {
     TokenInputs<S> in[kLane];
     S probe = 0;
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
-      in[i] = {S(1), number_of(log_prob, i), number_of(old_log_prob, i), number_of(advantage, i), S(1), S(0), S(0)};
+      in[i] = {S(1), number_of(inputs.log_prob, i), number_of(inputs.old_log_prob, i), number_of(inputs.advantage, i),
+               S(1), S(0), S(0)};
       // Both log-probabilities are finite where their difference is.
       probe = S(0) * (in[i].log_prob - in[i].old_log_prob) + (S(0) * in[i].advantage + probe);
     }

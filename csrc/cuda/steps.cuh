@@ -38,9 +38,7 @@ struct AnySteps {
   const Hyper h;
   const Options<S> o;
 
-  static constexpr int kSharedOfWarp = 0;
-
-  __device__ __forceinline__ AnySteps(const LossParams& params, void*)
+  __device__ __forceinline__ explicit AnySteps(const LossParams& params)
       : p(params), h(hyper_of<Hyper>(params)), o(options_as<S>(params.options)) {}
 
   __device__ __forceinline__ void run(const Span& span, PieceSums<S, Hyper>& sums) const {

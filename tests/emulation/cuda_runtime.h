@@ -46,11 +46,6 @@ cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
   *address = &symbol;
   return cudaSuccess;
 }
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 // Few multiprocessors: a warp then has several pieces, of a batch that is small enough for a test.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
@@ -78,7 +73,7 @@ int count_launches();
 
 // ---- what the kernels ask for
 
-cudaError_t run_grid(dim3 grid, dim3 block, size_t dynamic_shared, const std::function<void()>& kernel);
+cudaError_t run_grid(dim3 grid, dim3 block, const std::function<void()>& kernel);
 unsigned thread_x();
 unsigned block_x();
 unsigned block_y();
@@ -90,11 +85,6 @@ uint64_t shuffle(uint64_t value, int source_lane, unsigned mask, const char* sit
 int lane();
 // The shared array of this call site in this block: all bits set (NaN) when the block starts.
 void* shared(const void* key, size_t bytes);
-void* dynamic_shared();
-// A copy is made when it is waited for: whoever reads it too early finds what was there before.
-void start_copy(void* to, const void* from, size_t bytes);
-void end_copies();
-void wait_for_copies(size_t groups);
 void fence();
 void before_atomic(void* address);
 void after_atomic(void* address);
@@ -153,7 +143,6 @@ static const struct {
 #define __shfl_xor_sync(mask, value, lane_mask) ::cuda_on_host::shuffle_xor(mask, value, lane_mask, MASPO_SITE)
 #define __shfl_sync(mask, value, source_lane) ::cuda_on_host::shuffle_from(mask, value, source_lane, MASPO_SITE)
 #define __all_sync(mask, holds) ::cuda_on_host::vote_all(mask, holds, MASPO_SITE)
-#define MASPO_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::cuda_on_host::dynamic_shared())
 #define MASPO_SHARED(T, name, count) \
   static const char name##_key = 0;  \
   T(&name)[count] = *static_cast<T(*)[count]>(::cuda_on_host::shared(&name##_key, sizeof(T) * (count)))
@@ -167,19 +156,5 @@ inline unsigned atomicAdd(unsigned* address, unsigned value) {
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
-  return cuda_on_host::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return cuda_on_host::run_grid(config->gridDim, config->blockDim, [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
-
-namespace maspo {
-
-template <class T>
-void copy_async(T* to, const T* from) {
-  cuda_on_host::start_copy(to, from, sizeof(T));
-}
-inline void end_copies() { cuda_on_host::end_copies(); }
-template <int kGroups>
-void wait_for_copies() {
-  cuda_on_host::wait_for_copies(kGroups);
-}
-
-}  // namespace maspo

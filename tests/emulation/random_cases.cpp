@@ -89,7 +89,7 @@ void one_case(uint64_t seed, int only_method) {
                                                 {1.0, 0.3, 10.0, 0.1, 10.0, 0.03, 0.03, !plain && draw.chance(0.5) ? 1.0 : 0.0, 0.8, 1.2},
                                                 {1.0, 1.05}};
   std::memcpy(p.hyper, hyper[p.method], sizeof(p.hyper));
-  p.options = {3.0, !plain && draw.chance(0.5), p.entropy.data != nullptr, 0.4, 2.0, p.ref_log_prob.data != nullptr,
+  p.options = {3.0, draw.chance(0.5), p.entropy.data != nullptr, 0.4, 2.0, p.ref_log_prob.data != nullptr,
                static_cast<int32_t>(draw.integer(0, kNumKlTypes - 1)), draw.chance(0.5), 0.1,
                plain ? kIsAsGiven : static_cast<int32_t>(draw.integer(0, 2)), 0.5, 2.0};
   p.aggregation = {static_cast<int32_t>(draw.integer(0, kNumAggModes - 1)), draw.chance(0.5) ? 777.0 : -1.0,

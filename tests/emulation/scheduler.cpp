@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -34,12 +33,6 @@ constexpr unsigned kSynchronize = 0, kDoNotSynchronize = 1;
 
 enum class State { kReady, kAtBarrier, kAtShuffle, kDone };
 
-struct Copy {
-  void* to;
-  const void* from;
-  size_t bytes;
-};
-
 // One CUDA thread.
 struct Fiber {
   ucontext_t context;
@@ -53,8 +46,6 @@ struct Fiber {
   unsigned mask = 0;
   int source_lane = 0;
   uint64_t value = 0;
-  // of copies: the groups that are on their way, the last one not ended yet
-  std::deque<std::vector<Copy>> copies = std::deque<std::vector<Copy>>(1);
   // of fences
   bool has_fence = false;
   void* last_atomic = nullptr;
@@ -76,7 +67,6 @@ struct Block {
 std::mt19937_64 generator(0);
 int launches = 0;
 dim3 grid;
-size_t dynamic_bytes = 0;
 const std::function<void()>* kernel = nullptr;
 Block* block = nullptr;
 Fiber* current = nullptr;
@@ -259,7 +249,7 @@ int count_launches() {
   return count;
 }
 
-cudaError_t run_grid(dim3 grid_, dim3 threads, size_t dynamic_shared, const std::function<void()>& body) {
+cudaError_t run_grid(dim3 grid_, dim3 threads, const std::function<void()>& body) {
   if (grid_.x == 0 || grid_.y == 0 || grid_.z != 1 || grid_.y > 65535 || threads.x == 0 || threads.x > 1024 ||
       threads.y != 1 || threads.z != 1) {
     return cudaErrorInvalidConfiguration;
@@ -267,7 +257,6 @@ cudaError_t run_grid(dim3 grid_, dim3 threads, size_t dynamic_shared, const std:
   ++launches;
   stacks_in_use = 0;
   grid = grid_;
-  dynamic_bytes = dynamic_shared;
   kernel = &body;
   if (__tsan_get_current_fiber) scheduler_tsan = __tsan_get_current_fiber();
   std::vector<dim3> blocks;
@@ -312,18 +301,6 @@ void* shared(const void* key, size_t bytes) {
   }
   acquire(&memory);  // only after its allocation
   return memory.get();
-}
-
-void* dynamic_shared() { return shared(&dynamic_bytes, dynamic_bytes); }
-
-void start_copy(void* to, const void* from, size_t bytes) { current->copies.back().push_back({to, from, bytes}); }
-
-void end_copies() { current->copies.emplace_back(); }
-
-void wait_for_copies(size_t groups) {
-  for (; current->copies.size() > groups + 1; current->copies.pop_front()) {
-    for (const Copy& copy : current->copies.front()) std::memcpy(copy.to, copy.from, copy.bytes);
-  }
 }
 
 void fence() {
