@@ -8,10 +8,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str:
-    """The short hash; where the tree came without its history, what the caller says in MASPO_COMMIT."""
+    """The short hash: what the caller says in MASPO_COMMIT, for a tree that came without its history or with another; else git's."""
+    if said := os.environ.get("MASPO_COMMIT"):
+        return said
     try:
         completed = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         known = completed.stdout.strip()
     except FileNotFoundError:  # no git here
         known = ""
-    return known or os.environ.get("MASPO_COMMIT", "unknown")
+    return known or "unknown"

@@ -123,8 +123,7 @@ __device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& c
   const int lane = threadIdx.x % kWarp;
   const double of_warp = combined(lane, sum_units(p, cut), sum_split_rows(p, cut));
   const double of_batch = over_block(of_warp, scratch);
-  __syncthreads();
-  if (threadIdx.x < kUnitNumbers) scratch[lane] = of_batch;
+  if (threadIdx.x < kUnitNumbers) scratch[lane] = of_batch;  // where no other thread has anything to read
   __syncthreads();  // which also shows every thread the rows' tokens
   StatSums<double>& sums = *reinterpret_cast<StatSums<double>*>(scratch);
   const double scale = batch_scale(p.aggregation, {sums.sum[kTokens], scratch[kNonempty]});

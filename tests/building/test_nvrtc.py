@@ -11,12 +11,12 @@ SOURCE = """
 #include "cuda/forward.cuh"
 #include "cuda/logprob.cuh"
 namespace maspo {
-template __global__ void forward_kernel<float, ClipHyper>(LossParams, unsigned*);
-template __global__ void forward_kernel<float, DacHyper>(LossParams, unsigned*);
-template __global__ void forward_kernel<float, MaspoHyper>(LossParams, unsigned*);
-template __global__ void forward_kernel<double, SapoHyper>(LossParams, unsigned*);
+template __global__ void forward_kernel<ClipHyper, AnySteps<float, ClipHyper<float>>>(LossParams, Cut, unsigned*);
+template __global__ void forward_kernel<DacHyper, PlainSteps<Float32, DacHyper<float>>>(LossParams, Cut, unsigned*);
+template __global__ void forward_kernel<MaspoHyper, PlainSteps<BFloat16, MaspoHyper<float>>>(LossParams, Cut, unsigned*);
+template __global__ void forward_kernel<SapoHyper, AnySteps<double, SapoHyper<double>>>(LossParams, Cut, unsigned*);
 template __global__ void backward_kernel<BFloat16>(BackwardParams);
-template __global__ void bapo_sums_kernel<float>(BapoParams);
+template __global__ void bapo_sums_kernel<float>(BapoParams, Cut);
 template __global__ void logprob_kernel<BFloat16>(LogprobParams);
 template __global__ void logprob_kernel<Float64>(LogprobParams);
 template __global__ void logprob_grad_kernel<Float16, Float16>(LogprobGradParams);

@@ -135,32 +135,51 @@ def test_confident_rows_of_float64(words, p, chosen, emulated):
 # ---- launches that no test could run
 
 
-@pytest.mark.parametrize(
-    "rows, cols", [(1, 1), (64, 4096), (16384, 4096), (1, 2**31 + 5), (2**31 + 5, 1), (2**20, 2**15), (3, 2**40)]
-)
+SHAPES = [(1, 1), (64, 4096), (16384, 4096), (1, 2**31 + 5), (2**31 + 5, 1), (2**20, 2**15), (3, 2**40), (37, 1000)]
+
+
+@pytest.mark.parametrize("rows, cols", SHAPES)
 def test_pieces_cover_every_token_once(rows, cols, emulated):
-    tokens, pieces, units = emulated.tiling(rows, cols)
-    assert pieces * tokens >= cols > (pieces - 1) * tokens and units == -(-rows * pieces // 4)
-    assert 128 <= tokens <= 4096
+    steps_of_row, steps_of_warp, warps, blocks = emulated.cut(rows, cols)
+    steps, all_warps = rows * steps_of_row, warps * blocks
+    assert 128 * steps_of_row >= cols > 128 * (steps_of_row - 1)
+    assert all_warps * steps_of_warp >= steps > (all_warps - warps) * steps_of_warp  # no block without work
     strides = (cols + 7, 1)
-    last_row = rows - 1
-    for index in sorted({0, min(1, pieces - 1), pieces // 2, max(pieces - 2, 0), pieces - 1}):
-        first, last, offset, start = emulated.piece(rows, cols, last_row, index, *strides)
-        assert (first, last) == (index * tokens, min((index + 1) * tokens, cols))
-        assert offset == last_row * strides[0] + first and start == last_row * cols + first
+    last = (steps - 1) // steps_of_warp
+    for warp in sorted({0, min(1, last), last // 2, max(last - 1, 0), last}):
+        begin, end = warp * steps_of_warp, min((warp + 1) * steps_of_warp, steps)
+        step = begin
+        for piece, row, first, stop, offset, start in emulated.pieces_of_warp(rows, cols, warp, *strides)[:1000]:
+            in_row = step % steps_of_row
+            count = min(steps_of_row - in_row, end - step)
+            assert (piece, row) == (step // steps_of_row + warp, step // steps_of_row)
+            assert (first, stop) == (128 * in_row, min(128 * (in_row + count), cols))
+            assert offset == row * strides[0] + first and start == row * cols + first
+            pieces, many = emulated.pieces_of_row(rows, cols, row)
+            assert pieces <= piece < pieces + many
+            assert many == (steps_of_row * (row + 1) - 1) // steps_of_warp - steps_of_row * row // steps_of_warp + 1
+            step += count
+        assert step == end or step - begin >= 1000
+    assert emulated.pieces_of_warp(rows, cols, all_warps, *strides) == []
 
 
-def test_large_batches_leave_little_to_the_last_block(emulated):
-    """It reads 16 bytes a piece and a few hundred a block, while the grid reads at least 13 a token."""
-    for rows, cols in ((64, 4096), (256, 8192), (1024, 65536), (16384, 4096)):
-        tokens, pieces, units = emulated.tiling(rows, cols)
-        assert (16 * rows * pieces + 200 * units) < 0.01 * 13 * rows * cols or rows * cols < 2**22
+@pytest.mark.parametrize("rows, cols", [(64, 4096), (256, 8192), (1024, 65536), (16384, 4096), (100003, 129)])
+def test_every_warp_has_as_much_to_do(rows, cols, emulated):
+    """But for the last ones; and blocks are as few as the device runs at a time, since the last one reads what each has left."""
+    steps_of_row, steps_of_warp, warps, blocks = emulated.cut(rows, cols)
+    assert blocks <= 132 and warps <= 16
+    least = rows * steps_of_row / (132 * 16)
+    assert steps_of_warp < least + 1 or steps_of_warp == 1
+
+
+def test_small_batches_have_small_blocks(emulated):
+    assert emulated.cut(8, 512)[2:] == (4, 8) and emulated.cut(0, 5)[3] == 1
 
 
 def test_too_many_blocks_are_refused_and_not_cut_to_32_bits(emulated):
     invalid_value, invalid_configuration = 1, 9
-    assert emulated.error_of_units(2**31 - 1) == invalid_value  # as far as the unknown method
-    assert emulated.error_of_units(2**31) == emulated.error_of_units(2**32 + 1) == invalid_configuration
+    assert emulated.error_of_blocks(2**31 - 1) == invalid_value  # as far as the unknown method
+    assert emulated.error_of_blocks(2**31) == emulated.error_of_blocks(2**32 + 1) == invalid_configuration
 
 
 def test_too_many_rows_are_refused_and_not_cut_to_32_bits(emulated):
@@ -193,11 +212,13 @@ def test_rows_further_apart_than_32_bits_count(emulated, tmp_path):
 
 BATCH_FAULTS = {
     "write behind the end": ("load.cuh", "if (i < count) p[i] = values[i];", "p[i] = values[i];", "address", "heap-buffer-overflow"),
-    "read behind the end": ("load.cuh", "if (i < count) out[i] = convert(p[i * v.col_stride]);", "out[i] = convert(p[i * v.col_stride]);", "address", "heap-buffer-overflow"),
+    "read behind the end": ("load.cuh", "if (i < count) out[i] = convert(p[i * stride]);", "out[i] = convert(p[i * stride]);", "address", "heap-buffer-overflow"),
     "tail taken for a whole vector": ("load.cuh", "if (count == N && aligned_for_pack<N>(p)) {", "if (aligned_for_pack<N>(p)) {", "address", "heap-buffer-overflow|misaligned"),
+    "mask read behind the end": ("plain_steps.cuh", "left - col >= kLane ? mask.fetch(col) : MaskWords()", "mask.fetch(col)", "address", "heap-buffer-overflow"),
     "vectors at unaligned addresses": ("load.cuh", "reinterpret_cast<uintptr_t>(p) % alignof(Pack<T, N>) == 0", "p != nullptr", "address", "misaligned address"),
-    "no barrier after a shared write": ("reduce.cuh", "scratch[threadIdx.x / kWarp] = of_warp;\n  __syncthreads();\n  StatSums", "scratch[threadIdx.x / kWarp] = of_warp;\n  StatSums", "thread", "data race"),
-    "no barrier before a shared array is written again": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n  return total;", "  return total;", "thread", "data race"),
+    "no barrier after a shared write": ("finish.cuh", "lane] = of_warp;\n  __syncthreads();\n", "lane] = of_warp;\n", "thread", "data race"),
+    "no barrier before all read what one has written": ("finish.cuh", "  __syncthreads();  // which also shows", "  // which also shows", "thread", "data race"),
+    "no barrier before the ticket": ("forward.cuh", "  __syncthreads();\n  if (is_last_block", "  if (is_last_block", "thread", "data race"),
     "no barrier before the flag is read": ("forward.cuh", "  __syncthreads();\n  return *scratch;", "  return *scratch;", "thread", "data race"),
     "no release fence": ("forward.cuh", "__threadfence();  // release", "// release", "thread", "data race"),
     "no acquire fence": ("forward.cuh", "__threadfence();  // acquire", "// acquire", "thread", "data race"),
@@ -205,11 +226,19 @@ BATCH_FAULTS = {
     "counter not reset": ("launch.cu", "*counter = static_cast<unsigned*>(first) + launches", "*counter = static_cast<unsigned*>(first) + 0 * launches", "plain", r"seed \d+: "),
     "wrong shuffle mask": ("reduce.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x0000ffffu", "plain", "mask (does not name|that does not name it)"),
     "a level of the shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) value +=", "for (int offset = kWarp / 4; offset > 0; offset /= 2) value +=", "plain", r"seed \d+: "),
-    "barrier in divergent code": ("reduce.cuh", "  __syncthreads();\n  for (int i", "  if (threadIdx.x < kWarp) __syncthreads();\n  for (int i", "plain", "different barriers|never come"),
-    "rows of the last block lost": ("finish.cuh", "first += int64_t{threads} * kRowsAtOnce", "first += int64_t{threads} * (kRowsAtOnce + 1)", "plain", r"seed \d+: "),
+    "sums of the wrong half": ("reduce.cuh", "sent = upper ? value[i] : value[i + kHalf]", "sent = upper ? value[i + kHalf] : value[i]", "plain", r"seed \d+: "),
+    "barrier in divergent code": ("finish.cuh", "  __syncthreads();\n  double total", "  if (threadIdx.x < kWarp) __syncthreads();\n  double total", "plain", "different barriers|never come"),
+    "a warp's numbers lost": ("finish.cuh", "for (int i = 0; i < warps_of_block(); ++i)", "for (int i = 1; i < warps_of_block(); ++i)", "plain", r"seed \d+: "),
+    "a unit of the last block lost": ("finish.cuh", "if (i < cut.blocks && lane", "if (i + 1 < cut.blocks && lane", "plain", r"seed \d+: "),
+    "rows of the last block lost": ("finish.cuh", "first += rows_at_once)", "first += rows_at_once + 1)", "plain", r"seed \d+: "),
     "a level of the rows' shuffle missing": ("finish.cuh", "for (int offset = lanes / 2; offset > 0", "for (int offset = lanes / 2; offset > 1", "plain", r"seed \d+: "),
-    "a row's scale lost": ("finish.cuh", "if (k < count) sums[k] = p.pieces", "if (k + 1 < count) sums[k] = p.pieces", "plain", r"seed \d+: "),
-    "last column lost": ("load.cuh", "col < span.last; col +=", "col < span.last - 1; col +=", "plain", r"seed \d+: dlogp"),
+    "a row's scale lost": ("finish.cuh", "row < p.batch.rows; row += blockDim.x", "row + 1 < p.batch.rows; row += blockDim.x", "plain", r"seed \d+: "),
+    "a whole row's tokens lost": ("forward.cuh", "if (lane == 0) p.row_scale[span.row] = row.tokens;", "", "plain", r"seed \d+: "),
+    "last column lost": ("load.cuh", "bounded(span.last - col, 0, kLane)", "bounded(span.last - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
+    "last column of a plain batch lost": ("plain_steps.cuh", "bounded(left - col, 0, kLane)", "bounded(left - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
+    "inputs of the step before": ("plain_steps.cuh", "      inputs = next;\n", "", "plain", r"seed \d+: dlogp"),
+    "mask of the step before": ("plain_steps.cuh", "      ones = next_ones;\n", "", "plain", r"seed \d+: dlogp"),
+    "a NaN among whole steps overlooked": ("plain_steps.cuh", "if (!__all_sync(kAllLanes, probe == probe)) return false;", "", "plain", r"seed \d+: "),
 }  # fmt: skip
 ROW_FAULTS = {
     "read behind a row's end": ("logprob.cuh", "i < count ? row[first + i] : missing", "i < kWords + 0 * count ? row[first + i] : missing", "address", "heap-buffer-overflow"),
