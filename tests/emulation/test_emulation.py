@@ -230,7 +230,7 @@ BATCH_FAULTS = {
     "barrier in divergent code": ("finish.cuh", "  __syncthreads();\n  double total", "  if (threadIdx.x < kWarp) __syncthreads();\n  double total", "plain", "different barriers|never come"),
     "a warp's numbers lost": ("finish.cuh", "for (int i = 0; i < warps_of_block(); ++i)", "for (int i = 1; i < warps_of_block(); ++i)", "plain", r"seed \d+: "),
     "a unit of the last block lost": ("finish.cuh", "if (i < cut.blocks && lane", "if (i + 1 < cut.blocks && lane", "plain", r"seed \d+: "),
-    "rows of the last block lost": ("finish.cuh", "first += rows_at_once)", "first += rows_at_once + 1)", "plain", r"seed \d+: "),
+    "rows of the last block lost": ("finish.cuh", "first += rows_at_once)", "first += 2 * rows_at_once)", "plain", r"seed \d+: "),
     "a level of the rows' shuffle missing": ("finish.cuh", "for (int offset = lanes / 2; offset > 0", "for (int offset = lanes / 2; offset > 1", "plain", r"seed \d+: "),
     "a row's scale lost": ("finish.cuh", "row < p.batch.rows; row += blockDim.x", "row + 1 < p.batch.rows; row += blockDim.x", "plain", r"seed \d+: "),
     "a whole row's tokens lost": ("forward.cuh", "if (lane == 0) p.row_scale[span.row] = row.tokens;", "", "plain", r"seed \d+: "),

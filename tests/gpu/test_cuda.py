@@ -41,6 +41,35 @@ def assert_same(actual, expected):
         assert torch.equal(a.cpu(), e.cpu())
 
 
+def padded(batch, dtype=torch.bool):
+    """The same with padding for a mask, of rows with nothing but, some and none: what most batches are."""
+    rows, cols = batch["log_prob"].shape
+    lengths = torch.linspace(0, 1.5 * cols, rows, device=batch["log_prob"].device).round()
+    mask = torch.arange(cols, device=lengths.device) < lengths[:, None]
+    return batch | {"response_mask": mask.to(dtype)}
+
+
+@every_mode
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [1024, 1025])
+def test_padded_batches_like_a_cpu(cols, mask_dtype, ratio_mode):
+    """Whole steps have a path of their own; with 1,025 columns most rows begin at no multiple of 16 bytes."""
+    batch = padded(make_batch(33, cols), mask_dtype)
+    expected = step({name: value.cpu() for name, value in batch.items()}, ratio_mode)
+    for a, e in zip(step(batch, ratio_mode), expected, strict=True):
+        torch.testing.assert_close(a.cpu(), e, rtol=2e-5, atol=1e-7)
+
+
+@every_mode
+def test_a_number_that_is_not_finite_in_a_whole_step(ratio_mode):
+    batch = padded(make_batch(9, 1024))
+    batch["log_prob"][8, 300], batch["old_log_prob"][7, 5] = float("nan"), float("inf")
+    on_gpu = step(batch, ratio_mode)
+    expected = step({name: value.cpu() for name, value in batch.items()}, ratio_mode)
+    assert on_gpu[0].isnan() == expected[0].isnan()
+    torch.testing.assert_close(on_gpu[1].cpu(), expected[1], rtol=2e-5, atol=1e-7, equal_nan=True)
+
+
 @every_mode
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device(ratio_mode):
@@ -97,7 +126,7 @@ def test_on_the_second_device_while_the_first_is_current():
 @every_mode
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_twenty_runs_have_the_same_bits(dtype, ratio_mode):
-    batch = make_batch(512, 4097, dtype=dtype)
+    batch = padded(make_batch(512, 4097, dtype=dtype))
     first = step(batch, ratio_mode)
     for _ in range(19):
         assert_same(step(batch, ratio_mode), first)
