@@ -140,12 +140,23 @@ struct PlainSteps {
     load(p.log_prob, log_prob);
     load(p.old_log_prob, old_log_prob);
     load(p.advantages, advantage);
-    TokenInputs<S> in[kLane];
+    // Two at a time, so that it takes no more registers than the path above: the next two come to where the first two were.
+    constexpr int kHalf = kLane / 2;
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int i = 0; i < kLane; ++i) {
-      in[i] = {mask[i], log_prob[i], old_log_prob[i], advantage[i], S(1), S(0), S(0)};
+      for (int i = 0; i < kHalf; ++i) {
+        const TokenInputs<S> in = {mask[i], log_prob[i], old_log_prob[i], advantage[i], S(1), S(0), S(0)};
+        const TokenOutputs<S> out = visit_token(in, h, o, sums.stats);
+        sums.loss += out.loss;
+        grads[i] = grads[i + kHalf];
+        grads[i + kHalf] = out.dlogp;
+        mask[i] = mask[i + kHalf];
+        log_prob[i] = log_prob[i + kHalf];
+        old_log_prob[i] = old_log_prob[i + kHalf];
+        advantage[i] = advantage[i + kHalf];
+      }
     }
-    visit_four(in, h, o, sums, grads);
   }
 };
 
