@@ -15,7 +15,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, bool* scratch) 
     __threadfence();  // release: the block's results, before the ticket that announces them
     *scratch = atomicAdd(counter, 1u) == gridDim.x - 1;
     __threadfence();  // acquire: the others' tickets, before their results
-    if (*scratch) *counter = 0;
+    if (*scratch) atomicAdd(counter, 0u - gridDim.x);
   }
   __syncthreads();
   return *scratch;

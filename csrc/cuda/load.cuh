@@ -99,31 +99,33 @@ struct FromFloat16 {
   __device__ __forceinline__ S operator()(uint16_t bits) const { return static_cast<S>(float_from_float16(bits)); }
 };
 
+template <class T, class S, class Convert>
+__device__ __forceinline__ void load_view(const View& v, int64_t offset, int count, S (&out)[kLane], Convert convert) {
+  load_as(static_cast<const T*>(v.data) + offset, v.col_stride, count, out, convert);
+}
+
 // The switch is uniform over the grid.
 template <class S>
 __device__ __forceinline__ void load_four(const View& v, int64_t offset, int count, S (&out)[kLane]) {
-  const auto load = [&](auto type, auto convert) {
-    load_as(static_cast<const decltype(type)*>(v.data) + offset, v.col_stride, count, out, convert);
-  };
   switch (v.dtype) {
     case kFloat32:
-      return load(float(), Cast<S>());
+      return load_view<float>(v, offset, count, out, Cast<S>());
     case kFloat64:
-      return load(double(), Cast<S>());
+      return load_view<double>(v, offset, count, out, Cast<S>());
     case kBFloat16:
-      return load(uint16_t(), FromBFloat16<S>());
+      return load_view<uint16_t>(v, offset, count, out, FromBFloat16<S>());
     case kFloat16:
-      return load(uint16_t(), FromFloat16<S>());
+      return load_view<uint16_t>(v, offset, count, out, FromFloat16<S>());
     case kUInt8:
-      return load(uint8_t(), Cast<S>());
+      return load_view<uint8_t>(v, offset, count, out, Cast<S>());
     case kInt8:
-      return load(int8_t(), Cast<S>());
+      return load_view<int8_t>(v, offset, count, out, Cast<S>());
     case kInt16:
-      return load(int16_t(), Cast<S>());
+      return load_view<int16_t>(v, offset, count, out, Cast<S>());
     case kInt32:
-      return load(int32_t(), Cast<S>());
+      return load_view<int32_t>(v, offset, count, out, Cast<S>());
     case kInt64:
-      return load(int64_t(), Cast<S>());
+      return load_view<int64_t>(v, offset, count, out, Cast<S>());
   }
 }
 

@@ -6,7 +6,7 @@
 namespace maspo {
 
 // For masks of 1, 4 or 8 bytes a token, side by side.
-inline bool is_of_words(const View& mask) { return mask.col_stride == 1 && size_of(mask.dtype) != 2; }
+MASPO_HD bool is_of_words(const View& mask) { return mask.col_stride == 1 && size_of(mask.dtype) != 2; }
 
 // The words of four tokens, of which a mask of bytes has one. Two of the eight are a token of 8 bytes; of 4 bytes a token,
 // the second four are the first again. As they are: tokens that exist none of.

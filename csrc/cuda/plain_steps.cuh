@@ -9,10 +9,11 @@ namespace maspo {
 
 // Whether a launch can take PlainSteps for this dtype.
 template <class Hyper>
-bool is_plain(const LossParams& p, DType dtype) {
+MASPO_HD bool is_plain(const LossParams& p, DType dtype) {
   const auto beside = [&](const View& v) { return v.dtype == dtype && v.col_stride == 1; };
   const bool more = p.rollout_is_weights.data != nullptr || p.options.has_entropy || p.options.has_ref ||
-                    p.options.is_rule != kIsAsGiven || (p.options.dual_clip && !Hyper::kMayClipTwice) || has_options(Hyper::from(p.hyper));
+                    p.options.is_rule != kIsAsGiven || (p.options.dual_clip && !Hyper::kMayClipTwice) ||
+                    has_options(Hyper::from(p.hyper));
   return !more && beside(p.log_prob) && beside(p.old_log_prob) && p.advantages.dtype == dtype &&
          (p.advantages.col_stride == 1 || p.advantages.col_stride == 0) && is_of_words(p.response_mask);
 }
