@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,20 +29,24 @@ class Step(NamedTuple):
 def run_all(steps: dict[str, Step], deadline: float, log: Path) -> Iterator[dict]:
     """The outcomes, in the order of the steps: one after the other, or those together of which that holds."""
     for together, group in groupby(steps.items(), lambda item: item[1].together):
-        group = list(group)
-        with ThreadPoolExecutor(len(group) if together else 1) as pool:
-            logs = [log.with_name(f"{log.name}.{index}") for index in range(len(group))]
-            running = [
-                pool.submit(lambda name, step, of_step: run(name, step, deadline - time.monotonic(), of_step), *item, of_step)
-                for item, of_step in zip(group, logs, strict=True)
-            ]
-            for one, of_step in zip(running, logs, strict=True):
-                outcome = one.result()
-                if of_step.exists():
-                    with log.open("ab") as whole:
-                        whole.write(of_step.read_bytes())
-                    of_step.unlink()
-                yield outcome
+        if together:
+            yield from _run_together(dict(group), deadline - time.monotonic(), log)
+        else:
+            for name, step in group:
+                yield run(name, step, deadline - time.monotonic(), log)
+
+
+def _run_together(steps: dict[str, Step], seconds_left: float, log: Path) -> Iterator[dict]:
+    """Each with a log of its own, which goes into ``log`` when its turn has come."""
+    logs = [log.with_name(f"{log.name}.{index}") for index in range(len(steps))]
+    with ThreadPoolExecutor(len(steps)) as pool:
+        outcomes = pool.map(run, steps, steps.values(), repeat(seconds_left), logs)
+        for outcome, of_step in zip(outcomes, logs, strict=True):
+            if of_step.exists():
+                with log.open("ab") as whole:
+                    whole.write(of_step.read_bytes())
+                of_step.unlink()
+            yield outcome
 
 
 def run(name: str, step: Step, seconds_left: float, log: Path) -> dict:

@@ -41,7 +41,7 @@ struct View {
   DType dtype;
 };
 
-// How an engine cuts the batch: into pieces of at most `piece_tokens` tokens of one row, and into units that are worked on
+// How a CPU cuts the batch: into pieces of at most `piece_tokens` tokens of one row, and into units that are worked on
 // independently. By rows and cols alone, so that the order of all additions, and every bit of the result, is the same from
 // run to run, for any number of threads, and packed or padded.
 struct Tiling {

@@ -1,7 +1,7 @@
 // What every method gives for a token. A method is a header with
 //   * XHyper<S>: its hyper-parameters; XHyper<S>::from(values) reads them in the order of its config class
-//     (maspo_ext/methods/); kClampLow, see ratio.h; kMayClipTwice, whether the
-//     dual clip usually goes with it; kMeans and kCounts, how many sums of its own it keeps;
+//     (maspo_ext/methods/); kClampLow, see ratio.h; kMayClipTwice, whether the dual clip
+//     usually goes with it; kMeans and kCounts, how many sums of its own it keeps;
 //     finish(sums, tokens, stats), the statistics made of these sums;
 //   * method_token(ratio, old_log_prob, advantage, hyper): the formula.
 #pragma once

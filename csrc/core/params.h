@@ -16,12 +16,12 @@ struct LossParams {
   const double* clip_bounds;  // kNumClipBounds of BAPO's search, in the engine's memory; null: hyper has the bounds
   Options<double> options;
   Aggregation aggregation;
-  Tiling tiling;
+  Tiling tiling;  // of a CPU; a GPU's cut is in cuda/tiling.h
 
   // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
   void* dlogp;  // a number of S per token, contiguous: d loss / d log_prob before row_scale; null: not wanted
-  RowSums* pieces;          // [rows, tiling.pieces_per_row]
-  StatSums<double>* units;  // [tiling.units]
+  RowSums* pieces;          // [rows, tiling.pieces_per_row]; on a GPU as its cut has them
+  StatSums<double>* units;  // [tiling.units]; on a GPU kUnitNumbers doubles a block
   // Outputs of the finishing step.
   double* row_scale;  // [rows]
   double* stats;      // [kNumStats]

@@ -84,9 +84,10 @@ def test_steps_run_together_where_all_say_so(run_with, tmp_path):
     assert text.index("said by a") < text.index("== b:") < text.index("said by b") < text.index("== c:")
 
 
-def test_nothing_runs_on_what_is_not_installed(run_with):
-    status, result = run_with({"install": FAILS, "tests": OK})
-    assert status == 1 and len(result["steps"]) == 1
+def test_nothing_runs_on_what_is_not_installed(run_with, tmp_path):
+    ran = tmp_path / "ran"
+    status, result = run_with({"install": FAILS, "tests": python(f"open({str(ran)!r}, 'w')")})
+    assert status == 1 and len(result["steps"]) == 1 and not ran.exists()
 
 
 def test_a_tool_that_is_not_there_is_a_failure(run_with):
