@@ -121,10 +121,9 @@ def linear_logprob() -> Peer:
     return peer
 
 
-def linear_loss(ratio_mode: str = "maspo") -> Peer:
+def linear_loss(**keywords: str | int) -> Peer:
     def peer(batch: Batch) -> Tensor:
-        logits_of = batch.hidden, batch.weight, batch.target
-        return maspo_ext.linear_loss(*logits_of, *batch.of_policy(), ratio_mode=ratio_mode).loss
+        return maspo_ext.linear_loss(batch.hidden, batch.weight, batch.target, *batch.of_policy(), **keywords).loss
 
     return peer
 
@@ -137,5 +136,6 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "Liger (grpo)": liger,
     "linear_logprob": linear_logprob,
     "linear_loss": linear_loss,
-    "linear_loss (grpo)": lambda: linear_loss("grpo"),
+    "linear_loss (grpo)": lambda: linear_loss(ratio_mode="grpo"),
+    "linear_loss (1 GiB)": lambda: linear_loss(memory_budget=2**30),
 }

@@ -4,6 +4,7 @@
 :mod:`.head`             the head's matrix products, cut so that they stay within a memory budget
 :mod:`.groups`           the way of a CPU: groups of tokens, and where their logits lie
 :mod:`.whole_rows`       the way of a GPU: tiles of tokens, whose logits' gradients are kept for large products
+:mod:`.kept_words`       the same with little memory: some words' gradients are kept, the logits of the others made again
 :mod:`.parts`            rows whose words come in parts
 :mod:`.linear_logprob`   ``torch.ops.maspo.linear_logprob``: from hidden states
 :mod:`.linear_loss`      ``torch.ops.maspo.linear_loss``: from hidden states to the loss, gradients made on the way

@@ -12,6 +12,11 @@ from maspo_ext.logits.head import Gradients, Head, of_all, united
 from maspo_ext.logits.parts import PartsInTurn, Rows
 
 
+class RowGrads(NamedTuple):
+    dlog_prob: Tensor  # d loss / d log_prob
+    dentropy: Tensor | None  # d loss / d entropy
+
+
 class LogprobOptions(NamedTuple):
     """How logits are read; ``first_word``, ``all_words``: the head's place in a larger vocabulary."""
 
@@ -20,8 +25,19 @@ class LogprobOptions(NamedTuple):
     first_word: int = 0
     all_words: int | None = None
 
-    def of_block(self, head: Head, words: slice) -> tuple[float, int, int, int]:
-        """As the kernels take them for a block of the head's words."""
+    def rows(self, head: Head, words: slice, logits: Tensor, target: Tensor) -> Rows:
+        """Of ``logits`` ``[n, words]`` of a block of the head's words and ``target`` ``[n]``."""
+        return Rows(*torch.ops.maspo.logprob_forward(logits, target, *self._of_block(head, words)))
+
+    def gradient(
+        self, head: Head, words: slice, logits: Tensor, target: Tensor, rows: Rows, row_grads: RowGrads, out: Tensor
+    ) -> None:
+        """Into ``out`` that of ``logits``, from the rows' gradients. ``rows`` are those of all words."""
+        torch.ops.maspo.logprob_backward_out(
+            *row_grads, logits, target, rows.entropy, rows.state, *self._of_block(head, words), grad=out
+        )
+
+    def _of_block(self, head: Head, words: slice) -> tuple[float, int, int, int]:
         return self.temperature, self.ignore_index, self.first_word + words.start, self.all_words or head.words
 
 
@@ -56,15 +72,15 @@ class Group(NamedTuple):
         for words in self.blocks:
             logits = self.logits.block(len(target), words)
             head.logits(logits, hidden, words, tiles)
-            part = Rows(*torch.ops.maspo.logprob_forward(logits, target, *options.of_block(head, words)))
+            part = options.rows(head, words, logits, target)
             if len(self.blocks) == 1:
                 return part
             parts.add(part, options.first_word + words.start, words.stop - words.start)
         return parts.rows()
 
     def gradients(
-        self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions, dlog_prob: Tensor, dentropy: Tensor | None,
-        entropy: Tensor, state: Tensor, grads: Gradients, *, first: bool, again: bool = False,
+        self, head: Head, hidden: Tensor, target: Tensor, options: LogprobOptions, rows: Rows, row_grads: RowGrads,
+        grads: Gradients, *, first: bool, again: bool = False,
     ) -> None:  # fmt: skip
         """Adds what this group gives to ``grads``, sets those of weight and bias if ``first``. ``again``: makes the logits again."""
         in_place = not self.in_gradient and head.operand_dtype == head.dtype
@@ -73,14 +89,12 @@ class Group(NamedTuple):
             logits, dlogits = (memory.block(len(target), words) for memory in (self.logits, of_gradient))
             if again:
                 head.logits(logits, hidden, words, self.tiles)
-            torch.ops.maspo.logprob_backward_out(
-                dlog_prob, dentropy, logits, target, entropy, state, *options.of_block(head, words), grad=dlogits
-            )
+            options.gradient(head, words, logits, target, rows, row_grads, dlogits)
             head.gradients(dlogits, hidden, words, grads, first)
 
 
-# Of some tokens and their rows: d loss / d log_prob, and d loss / d entropy or None.
-OfRows = Callable[[slice, Rows], tuple[Tensor, Tensor | None]]
+# Of some tokens and their rows.
+OfRows = Callable[[slice, Rows], RowGrads]
 
 
 def results(head: Head, target: Tensor, options: LogprobOptions) -> Iterator[tuple[slice, Rows]]:
@@ -101,9 +115,8 @@ def gradients(
         operand = head.finite_operand(tokens, of_group == options.ignore_index)
         rows = group.logprob(head, operand, of_group, options)
         group.gradients(
-            head, operand, of_group, options, *of_rows(tokens, rows), rows.entropy, rows.state, grads.of_tokens(tokens),
-            first=tokens.start == 0,
-        )  # fmt: skip
+            head, operand, of_group, options, rows, of_rows(tokens, rows), grads.of_tokens(tokens), first=tokens.start == 0
+        )
     return grads
 
 

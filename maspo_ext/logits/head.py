@@ -22,6 +22,8 @@ CPU_WORDS = 2048
 EVEN_TOKENS = 8
 # A GPU's products are of whole tiles of its kernels, 128 rows each, where there are as many tokens, and never of fewer than 16.
 GPU_TOKENS, LEAST_TOKENS = 128, 16
+# Bytes of a tile's logits that are enough for a product to be fast, whatever the budget.
+GPU_TILE = 320 * 2**20
 # Rows of a block begin, and the block lies in the weight's gradient, where 16 bytes can be read at once.
 EVEN_WORDS = 64
 # A block of words is never smaller, whatever the budget: a product of fewer columns wastes the machine.
@@ -76,6 +78,10 @@ class Head:
         """In bytes."""
         return self.memory_budget or DEFAULT_BUDGET["cuda" if self.on_gpu else "cpu"]
 
+    def room(self, sums: int) -> int:
+        """Bytes for all that is held meanwhile. By default there is room for ``sums`` of so many bytes beside the budget."""
+        return self.memory_budget or self.budget + sums
+
     @property
     def _logits_in_budget(self) -> int:
         """On a GPU beside their gradients, where these have memory of their own."""
@@ -90,6 +96,14 @@ class Head:
         """Numbers from one row of logits to the next on a GPU."""
         return -(-self.words // EVEN_WORDS) * EVEN_WORDS
 
+    def new_rows(self, tokens: int, dtype: torch.dtype) -> Tensor:
+        """Memory of a GPU for ``[tokens, V]``."""
+        return self.rows_in(self.weight.new_empty(tokens * self.row, dtype=dtype))
+
+    def rows_in(self, flat: Tensor) -> Tensor:
+        """``[n, V]`` in this memory. A row begins where 16 bytes can be read at once, whichever it is: so that it is added up in one order."""
+        return flat.view(-1, self.row)[:, : self.words]
+
     def tiles(self) -> list[slice]:
         """Tokens whose logits over the whole vocabulary fit, in slices of about one size.
 
@@ -98,7 +112,7 @@ class Head:
         """
         if not self.on_gpu:
             return even_slices(self.tokens, max(1, self._logits_in_budget // self.words), EVEN_TOKENS)
-        most = self._logits_in_budget // self.row
+        most = min(self._logits_in_budget, GPU_TILE // self.dtype.itemsize) // self.row
         if self.gradient_dtype != self.dtype:  # then they are to fit into the weight's gradient, too
             within = self.weight.numel() * self.gradient_dtype.itemsize // (self.row * self.dtype.itemsize)
             most = min(most, max(within, GPU_TOKENS))

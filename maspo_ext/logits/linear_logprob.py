@@ -10,9 +10,10 @@ from torch.library import Library, register_fake
 
 from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
 from maspo_ext.logits import checks, groups, whole_rows
-from maspo_ext.logits.groups import LogprobOptions, group_of_all
+from maspo_ext.logits.groups import LogprobOptions, RowGrads, group_of_all
 from maspo_ext.logits.head import Head
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, empty_results, row_gradients
+from maspo_ext.logits.parts import Rows
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_logprob"
@@ -150,9 +151,8 @@ def _backward(
     if scale is not None:
         dlog_prob, dentropy = dlog_prob / scale, None if dentropy is None else dentropy / scale
     options = LogprobOptions(temperature, ignore_index, first_word, all_words)
-    group_of_all(head).gradients(
-        head, operand, targets, options, dlog_prob, dentropy, entropy, state, grads, first=True, again=True
-    )
+    rows, row_grads = Rows(None, entropy, state), RowGrads(dlog_prob, dentropy)
+    group_of_all(head).gradients(head, operand, targets, options, rows, row_grads, grads, first=True, again=True)
     grad_hidden, grad_weight, grad_bias = grads.results(weight)
     if scale is not None:
         grad_hidden, grad_weight, grad_bias = grad_hidden * scale, grad_weight.mul_(scale), grad_bias * scale

@@ -22,7 +22,7 @@ from maspo_ext.derivatives import (
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
-from maspo_ext.logits.groups import LogprobOptions
+from maspo_ext.logits.groups import LogprobOptions, RowGrads
 from maspo_ext.logits.head import Gradients, Head
 from maspo_ext.logits.linear_logprob import asks_for_gradient, flat, half_scale, linear_logprob, needed, way_of
 from maspo_ext.logits.logprob import as_target, empty_results
@@ -84,16 +84,21 @@ def linear_loss(
     again. They wait in float32, one of the size of ``weight`` among them, and backward hands them over, once.
 
     On a CPU the logits of the first tokens, about as many as ``H``, lie in the memory of the weight's gradient: up to there it is
-    the fastest. On a GPU the logits' gradients are kept for products of many tokens: of all, where they fit into the budget, which for
-    a bfloat16 ``weight`` is larger by the ``4 V H`` bytes of float32 sums that several products would need. bfloat16 gradients wait
-    in bfloat16 there: rounded once, and once more by backward where the gradient of the loss is no power of two.
+    the fastest. On a GPU the logits' gradients are kept for products of many tokens: of all, ``2 V`` bytes a token in half precision, where
+    they fit into the budget, else of groups, whose parts of the weight's gradient are added up in float32. A bfloat16 ``weight`` needs ``4 V H``
+    bytes for such sums. Where a budget is less, as many gradients as fit are kept, in the memory of the weight's gradient, too, and the
+    other logits are made again: up to four products in place of three. bfloat16 gradients wait in bfloat16 there: rounded once, and once
+    more by backward where the gradient of the loss is no power of two.
 
     ``bapo`` needs all log-probabilities before the first gradient: it takes the two functions one after the other.
 
     Args:
-        hidden, weight, target, temperature, bias, memory_budget: as of :func:`maspo_ext.linear_logprob`, ``hidden``
+        hidden, weight, target, temperature, bias: as of :func:`maspo_ext.linear_logprob`, ``hidden``
             ``[B, T, H]`` and ``target`` ``[B, T]``; with ``cu_seqlens`` ``[total_tokens, H]`` and ``[total_tokens]``. Masked
             tokens are not used, whatever their target.
+        memory_budget: bytes for what is held meanwhile beyond the results; None: 128 MiB on a CPU, 512 MiB on a GPU, and there ``4 V H`` more for
+            a bfloat16 ``weight`` that is trained. At least the logits of a tile of tokens are held, as in
+            :func:`maspo_ext.linear_logprob`, and where logits are made again a float32 gradient of ``hidden`` and those of 256 words.
         entropy_coef: weight of an entropy bonus: the tokens' entropies, aggregated as their losses are, are taken off the loss so
             many times. A term of your own in the ``entropy`` that is returned has no gradient.
         old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`, but for
@@ -300,7 +305,7 @@ def _forward(
     def keep(tokens: slice, rows: Rows) -> None:
         flat_log_prob[tokens], flat_entropy[tokens] = rows.log_prob, rows.entropy
 
-    def derivatives(tokens: slice, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    def derivatives(tokens: slice, rows: Rows) -> RowGrads:
         """Of the loss in ``rows``, the log-probabilities and entropies of these tokens, which are kept."""
         keep(tokens, rows)
 
@@ -316,7 +321,7 @@ def _forward(
         new = of_tokens(flat_log_prob)
         of_loss = forward_pass(new, _with_old([of_tokens(value) for value in flat_policy], new), options, need_grad=True)
         dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
-        return dlog_prob, None if dentropy is None else dentropy[tokens]
+        return RowGrads(dlog_prob, None if dentropy is None else dentropy[tokens])
 
     walk = (head, target.flatten(), LogprobOptions(temperature, MASKED))
     grads = Gradients(None, None, None)

@@ -18,7 +18,7 @@ from maspo_ext.logits.checks import is_outside
 class Rows(NamedTuple):
     """What ``torch.ops.maspo.logprob_forward`` returns of a part, or of the whole."""
 
-    log_prob: Tensor
+    log_prob: Tensor | None  # None where only gradients are made, which do not need it
     entropy: Tensor
     state: Tensor  # [..., 2] float64: the largest logit; log of the sum of exp((logit - largest) / temperature)
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maspo_ext
-from maspo_ext.logits import head, linear_loss
+from maspo_ext.logits import head, kept_words, linear_loss
 from maspo_ext.logits.head import Head
 
 from ..op.cases import DEFAULT_METHODS, random_batch
@@ -60,6 +60,7 @@ def products(monkeypatch):
         raise AssertionError("a product that is rounded to half precision before it is added up")
 
     monkeypatch.setattr(Head, "on_gpu", True)
+    monkeypatch.setattr(kept_words, "LEAST_WORDS", 64)
     monkeypatch.setattr(torch, "mm", narrowed)
     monkeypatch.setattr(head, "product", product)
     monkeypatch.setattr(head, "add_product", add_product)
@@ -78,24 +79,102 @@ WORDS, ROW = 301, 320  # a row's words, and where the next begins
 BUDGET = 6 * ROW * 128
 
 
+class Words(NamedTuple):
+    """Numbers of words whose logits' gradients are kept in that of the weight, are kept beside it, or are made again."""
+
+    in_gradient: list[int]
+    beside: int
+    again: list[int]
+
+    @property
+    def blocks(self):
+        return [*self.in_gradient, self.beside, *self.again]
+
+
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+
+
 class Case(NamedTuple):
     cols: int  # of six rows
     width: int
     budget: int | None
-    tile: int
-    groups: dict[torch.dtype, list[int]]  # tokens of each
+    tile: dict[torch.dtype, int]
+    groups: dict[torch.dtype, list[int] | Words]  # tokens of each
+
+    @property
+    def tokens(self):
+        return 6 * self.cols
+
+    @property
+    def sums(self):
+        """Bytes of float32 sums of the weight's gradient."""
+        return 4 * WORDS * self.width
+
+    def budget_of(self, dtype):
+        """Several groups that end in bfloat16 need sums."""
+        groups = self.groups[dtype]
+        has_sums = dtype == BFLOAT16 and isinstance(groups, list) and len(groups) > 1
+        return self.budget + self.sums if has_sums else self.budget
+
+    def tiles(self, dtype):
+        full, rest = divmod(self.tokens, self.tile[dtype])
+        return [self.tile[dtype]] * full + [rest] * (rest > 0)
+
+    def products(self, dtype):
+        """All of them, in their order."""
+        groups, waiting = self.groups[dtype], BFLOAT16 if dtype == BFLOAT16 else FLOAT32
+        logits = [Product(tile, self.width, WORDS, dtype, FLOAT32) for tile in self.tiles(dtype)]
+        if isinstance(groups, Words):
+            made = logits
+            for block, words in enumerate(groups.blocks):
+                again = len(groups.blocks) - block <= len(groups.again)
+                made += [Product(tile, self.width, words, dtype, FLOAT32) for tile in self.tiles(dtype)] * again
+                made.append(Product(self.tokens, words, self.width, dtype, FLOAT32))
+                made.append(Product(words, self.tokens, self.width, dtype, dtype))
+            return made
+        made = []
+        for tokens in groups:
+            here = tokens
+            while here > 0:
+                made.append(logits.pop(0))
+                here -= made[-1].rows
+            made.append(Product(tokens, WORDS, self.width, dtype, waiting))
+            # What is bfloat16 is rounded once: by the only product, or after the sums.
+            made.append(Product(WORDS, tokens, self.width, dtype, waiting if len(groups) == 1 else FLOAT32))
+        return made
+
+
+def of_all_dtypes(value):
+    return dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), value)
 
 
 # A width of 288 has room for a tile's float32 logits in the bfloat16 gradient of the weight; one of 24 has not.
-FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
 OF_A_TILE = [128] * 4 + [88]
 CASES = {
-    "all at once": Case(7, 24, None, 42, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), [42])),
-    "one group": Case(100, 288, BUDGET, 128, {BFLOAT16: [600], FLOAT16: OF_A_TILE, FLOAT32: OF_A_TILE}),
-    "groups of tiles": Case(165, 288, BUDGET, 128, {BFLOAT16: [384, 384, 222], FLOAT16: [128] * 7 + [94], FLOAT32: [128] * 7 + [94]}),
-    "groups, logits beside": Case(100, 24, BUDGET, 128, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), OF_A_TILE)),
-    "least budget": Case(7, 24, 1, 14, dict.fromkeys((BFLOAT16, FLOAT16, FLOAT32), [14] * 3)),
-}
+    "all at once": Case(7, 24, None, of_all_dtypes(42), of_all_dtypes([42])),
+    "one group": Case(
+        100, 288, 600 * 2 * ROW, {BFLOAT16: 128, FLOAT16: 128, FLOAT32: 256},
+        {BFLOAT16: [600], FLOAT16: [256, 256, 88], FLOAT32: [256, 256, 88]},
+    ),
+    "groups of tiles": Case(
+        165, 288, BUDGET, of_all_dtypes(128), {BFLOAT16: [384, 384, 222], FLOAT16: [128] * 7 + [94], FLOAT32: [128] * 7 + [94]}
+    ),
+    "groups, logits beside": Case(100, 24, BUDGET, of_all_dtypes(128), of_all_dtypes(OF_A_TILE)),
+    "words in the gradient": Case(
+        33, 288, 100_000, {BFLOAT16: 50, FLOAT16: 50, FLOAT32: 66},
+        {BFLOAT16: Words([64] * 4, 45, []), FLOAT16: [50, 50, 50, 48], FLOAT32: [66] * 3},
+    ),
+    "words in the budget": Case(
+        42, 16, 264_000, of_all_dtypes(128), {BFLOAT16: Words([], 128, [173]), FLOAT16: [128, 124], FLOAT32: [128, 124]}
+    ),
+    "words again": Case(
+        50, 16, 262_000, of_all_dtypes(128),
+        {BFLOAT16: Words([], 64, [128, 109]), FLOAT16: [128, 128, 44], FLOAT32: [128, 128, 44]},
+    ),
+    "least budget": Case(
+        7, 24, 1, of_all_dtypes(14), {BFLOAT16: Words([64, 64], 64, [109]), FLOAT16: [14] * 3, FLOAT32: [14] * 3}
+    ),
+}  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_half = pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", [FLOAT32, *HALF_DTYPES], ids=str)
@@ -136,27 +215,17 @@ def test_linear_logprob(upstream, dtype, products):
 @every_dtype
 def test_linear_loss(dtype, case, products):
     batch = batch_for(case, dtype)
+    budget = case.budget_of(dtype)
     products.clear()
-    actual = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
-    made, groups = list(products), case.groups[dtype]
-    tokens, width = 6 * case.cols, case.width
-    logits = [one for one in made if (one.terms, one.columns) == (width, WORDS)]
-    of_hidden = [one for one in made if (one.terms, one.columns) == (WORDS, width)]
-    of_weight = [one for one in made if (one.rows, one.columns) == (WORDS, width)]
-    assert len(logits) + len(of_hidden) + len(of_weight) == len(made)
-    assert {one.rows for one in logits[:-1]} <= {case.tile} and sum(one.rows for one in logits) == tokens
-    assert {one.result for one in logits} == {FLOAT32}
-    assert [one.rows for one in of_hidden] == [one.terms for one in of_weight] == groups
-    # What is bfloat16 is rounded once: by the only product, or after the sums.
-    assert {one.result for one in of_hidden} == {BFLOAT16 if dtype == BFLOAT16 else FLOAT32}
-    assert {one.result for one in of_weight} == {BFLOAT16 if dtype == BFLOAT16 and len(groups) == 1 else FLOAT32}
+    actual = run_loss(maspo_ext.linear_loss, batch, memory_budget=budget)
+    assert products == case.products(dtype)
 
-    assert_same_bits(actual[:4], run_loss(composition, batch, memory_budget=case.budget)[:4])
+    assert_same_bits(actual[:4], run_loss(composition, batch, memory_budget=budget)[:4])
     expected = on_cpu(run_loss, maspo_ext.linear_loss, batch)
     assert_close(actual[:4], expected[:4], 1e-5)
     assert_close_gradients(actual[4:], expected[4:])
     with torch.no_grad():
-        loss, stats, *of_tokens = maspo_ext.linear_loss(**batch, memory_budget=case.budget)
+        loss, stats, *of_tokens = maspo_ext.linear_loss(**batch, memory_budget=budget)
     assert_same_bits((loss, stats.tensor, *of_tokens), actual[:4])
 
 
@@ -165,9 +234,9 @@ def test_linear_loss(dtype, case, products):
 @every_half
 def test_partial_gradients(dtype, asked, case, products):
     batch = batch_for(case, dtype)
-    whole = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
+    whole = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget_of(dtype))
     grads = dict(zip(HEAD, whole[4:], strict=True))
-    actual = run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=case.budget)
+    actual = run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=case.budget_of(dtype))
     assert_same_bits(actual[:4], whole[:4])
     if "weight" in asked:
         assert_same_bits(actual[4:], [grads[name] for name in asked])
@@ -180,10 +249,10 @@ def test_partial_gradients(dtype, asked, case, products):
 def test_masked_garbage_changes_no_bit(dtype, case, products):
     batch = batch_for(case, dtype)
     masked = ~batch["response_mask"]
-    clean = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)
+    clean = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget_of(dtype))
     assert masked.any() and all(value.isfinite().all() for value in clean)
     batch["hidden"][masked], batch["target"][masked] = torch.nan, 2**40
-    assert_same_bits(run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget), clean)
+    assert_same_bits(run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget_of(dtype)), clean)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -209,14 +278,14 @@ def test_options(dtype, mode, layout, products):
 def test_upstream_gradient(dtype, case, products):
     """In float32, and so the bits of a product with float32 numbers."""
     batch = batch_for(case, dtype)
-    one = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget)[4:]
-    third = run_loss(maspo_ext.linear_loss, batch, upstream=1 / 3, memory_budget=case.budget)[4:]
+    one = run_loss(maspo_ext.linear_loss, batch, memory_budget=case.budget_of(dtype))[4:]
+    third = run_loss(maspo_ext.linear_loss, batch, upstream=1 / 3, memory_budget=case.budget_of(dtype))[4:]
     if dtype == BFLOAT16:
         assert_same_bits(third[:2], [(grad.float() * torch.tensor(1 / 3)).to(dtype) for grad in one[:2]])
     assert_close([3 * grad.double() for grad in third], one, 2 * tolerance(dtype, "cuda"))
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for name, case in CASES.items() if "words" not in name])
 @pytest.mark.parametrize("size, upstream", [(1500, 1.0), (1500, 2.0**-6), (2.0**-17, 2.0**8)])
 def test_float16_neither_underflows_nor_overflows(size, upstream, case, products):
     """Neither by a mean over many tokens before a loss scale, nor by a sum over them before the mean."""
@@ -224,7 +293,7 @@ def test_float16_neither_underflows_nor_overflows(size, upstream, case, products
     batch["hidden"] = batch["hidden"].abs() * size
     batch["weight"] /= max(1, size)
     batch["target"][:] = 3
-    actual = run_loss(maspo_ext.linear_loss, batch, upstream=upstream, loss_agg_mode="token-mean", memory_budget=case.budget)
+    actual = run_loss(maspo_ext.linear_loss, batch, upstream=upstream, loss_agg_mode="token-mean", memory_budget=case.budget_of(FLOAT16))
     expected = on_cpu(run_loss, maspo_ext.linear_loss, batch, upstream=upstream, loss_agg_mode="token-mean")
     for got, true in zip(actual[4:], expected[4:], strict=True):
         told_apart = 2 * torch.finfo(FLOAT16).smallest_normal * torch.finfo(FLOAT16).eps
@@ -264,28 +333,64 @@ class Made(TorchDispatchMode):
 @pytest.mark.parametrize("asked", [HEAD, ("hidden",)], ids="+".join)
 @every_dtype
 def test_memory(dtype, asked, case, products):
-    """Beyond the gradients: what keeps the logits' gradients and a tile's logits, and sums of the weight's gradient where there are groups."""
-    batch = batch_for(case, dtype)
+    """Beyond the gradients: what keeps the logits' gradients and a tile's logits, and sums of gradients where there are parts."""
+    batch, budget, groups, width = batch_for(case, dtype), case.budget_of(dtype), case.groups[dtype], case.width
     with Made() as made:
-        run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=case.budget)
-    tokens, weights = 6 * case.cols, WORDS * case.width
+        run_loss(maspo_ext.linear_loss, batch, asked, memory_budget=budget)
+    tokens, weights = case.tokens, WORDS * width
+    by_words = asked == HEAD and isinstance(groups, Words)
     waiting = 2 if dtype == BFLOAT16 else 4
-    numbers = [tokens * case.width] + [weights] * ("weight" in asked)
     sizes = list(made.bytes)
-    for count in numbers:
-        sizes.remove(waiting * count)
+    # Whatever is added up is float32, and becomes bfloat16 by ``to``.
+    for count, size in [(tokens * width, 4 if by_words else waiting)] + [(weights, waiting)] * ("weight" in asked):
+        sizes.remove(size * count)
         if dtype == FLOAT16:
             sizes.remove(2 * count)  # handed over by backward
     small = 16 * tokens + 4 * WORDS  # numbers of a token, the bias's gradient
     workspace = sorted((size for size in sizes if size > small), reverse=True)
-    groups, tile_logits = case.groups[dtype], 4 * ROW * case.tile
-    budget = max(case.budget or head.DEFAULT_BUDGET["cuda"], 6 * ROW * case.tile)
-    if asked == HEAD:
+    tile_logits = 4 * ROW * case.tile[dtype]
+    budget = max(budget or head.DEFAULT_BUDGET["cuda"] + case.sums, 6 * ROW * case.tile[dtype])
+    if by_words:
+        assert workspace == [tile_logits + 2 * tokens * -(-groups.beside // 64) * 64]
+        if groups.beside > 64:  # else the least
+            assert sum(workspace) + tokens * width * (2 + 4) <= budget
+    elif asked == HEAD:
         in_gradient = dtype == FLOAT32 or (dtype == BFLOAT16 and tile_logits <= 2 * weights)
-        sums = 4 * weights * (dtype == BFLOAT16)
         kept = ROW * dtype.itemsize * groups[0]
-        expected = [kept] + [tile_logits] * (not in_gradient) + [sums] * (len(groups) > 1 and sums > 0)
-        assert workspace == sorted(expected, reverse=True)
-        assert sum(workspace) <= budget + sums
+        sums = [case.sums] * (len(groups) > 1 and dtype == BFLOAT16)
+        assert workspace == sorted([kept] + [tile_logits] * (not in_gradient) + sums, reverse=True)
+        assert sum(workspace) <= budget
     else:
         assert sum(workspace) <= budget
+
+
+@pytest.mark.parametrize("budget", [2**28, 2**29, 2**30])
+@pytest.mark.parametrize(
+    "tokens, width, words", [(8192, 3584, 152064), (32768, 3584, 152064), (1000, 4096, 128257), (8192, 896, 151936), (4096, 4096, 32000)]
+)
+def test_kept_words_keep_to_the_budget(tokens, width, words, budget, monkeypatch):
+    """As far as at least a tile, 256 words and what is as large as the hidden states leave one; no place is taken twice."""
+    monkeypatch.setattr(Head, "on_gpu", True)
+    hidden, weight = (torch.empty(rows, width, dtype=BFLOAT16, device="meta") for rows in (tokens, words))
+    of_head = Head(hidden, weight, None, budget)
+    tile = of_head.tiles()[0].stop
+    room = budget - 3 * hidden.nbytes
+    logits, blocks = kept_words._memory(of_head, weight, tile, room)
+    memory = logits.untyped_storage()
+    assert memory.nbytes() <= max(room, tile * of_head.row * 4 + tokens * 2 * head.LEAST_WORDS)
+    assert logits.shape == (tile, words) and [block.words.start for block in blocks[1:]] == [block.words.stop for block in blocks[:-1]]
+    assert (blocks[0].words.start, blocks[-1].words.stop) == (0, words)
+    free = 0  # numbers of the weight's gradient from here on
+    for block in blocks:
+        dlogits, count = block.dlogits, block.words.stop - block.words.start
+        start, row = dlogits.storage_offset(), dlogits.stride(0)
+        assert dlogits.shape == (tokens, count) and row % 8 == start % 8 == 0
+        if dlogits._base is weight:
+            assert start >= max(free, block.words.stop * width) and start + tokens * row <= weight.numel()
+            free = start + tokens * row
+        else:
+            first = 2 * (logits.stride(0) * tile if block.again is None else block.again.numel())
+            assert start == first and 2 * (start + tokens * row) <= memory.nbytes()
+            assert block.again is None or block.again.numel() == tile * row
+    if (tokens, width, budget) == (8192, 3584, 2**30):
+        assert sum(block.words.stop - block.words.start for block in blocks if block.again is None) > 0.64 * words
