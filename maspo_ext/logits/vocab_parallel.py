@@ -52,14 +52,15 @@ def vocab_parallel_logprob(
         temperature, ignore_index: as there.
         group: the process group; None: the default one. Every rank of it must call, forward and backward.
         first_word, all_words: where the shard begins, and the size of the whole; None: shards of one size, in the order of
-            the ranks, as Megatron's.
+            the ranks, as Megatron's. The shards must be the whole: on a GPU, where nobody waits for a check, results are
+            NaN otherwise.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)`` of the whole vocabulary, on every rank; gradients flow into this rank's logits.
         As with Megatron's layers, the ranks' losses are one loss: upstream gradients must be the same on all ranks.
 
     Raises:
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong, or on a CPU the shards are not the whole.
         RuntimeError: no process group, or a target out of range on a CPU.
 
     Source: ``vocab_parallel_log_probs_from_logits``, ``vocab_parallel_entropy`` of verl 0.9.1 (``utils/megatron/tensor_parallel.py``).
@@ -116,11 +117,31 @@ def _shard(group: Any, first_word: int | None, all_words: int | None, words: int
 
 def _merged(of_shard: Rows, target: Tensor, temperature: float, ignore_index: int, shard: _Shard) -> Rows:
     """Of the whole vocabulary."""
-    largest = of_shard.largest.clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, shard.group)
-    sums = torch.stack(Sums.of_part(of_shard, largest, temperature, shard.has(target)))
-    dist.all_reduce(sums, dist.ReduceOp.SUM, shard.group)
+    largest, most, least = _all_reduced(dist.ReduceOp.MAX, shard, of_shard.largest, shard.all_words, -shard.all_words)
+    largest = _of_whole(largest, most, -least, "one number, all_words, on all ranks")
+    part = torch.stack(Sums.of_part(of_shard, largest, temperature, shard.has(target)))
+    sums, words = _all_reduced(dist.ReduceOp.SUM, shard, part, shard.words)
+    largest = _of_whole(largest, words, torch.full_like(words, shard.all_words), "shards that add up to all_words")
     return Sums(*sums).rows(largest, temperature, target == ignore_index, of_shard.log_prob.dtype)
+
+
+def _all_reduced(op: Any, shard: _Shard, values: Tensor, *numbers: int) -> tuple[Tensor, ...]:
+    """``values``, and each of ``numbers`` as a tensor, of all ranks, by one collective."""
+    together = torch.cat([values.flatten(), *(values.new_full((1,), number) for number in numbers)])
+    dist.all_reduce(together, op, shard.group)
+    return together[: values.numel()].view(values.shape), *together[values.numel() :]
+
+
+def _of_whole(largest: Tensor, words: Tensor, expected: Tensor, what: str) -> Tensor:
+    """``largest`` if the numbers of words are as expected, which all ranks find alike. A GPU is not waited for: there it is NaN if not."""
+    if largest.is_cuda:
+        return torch.where(words == expected, largest, torch.nan)
+    if words != expected:
+        got = f"{words.item():.0f} and {expected.item():.0f} words"
+        raise ValueError(
+            message("first_word, all_words", what, got, "Where shards differ in size, every rank passes where its own begins.")
+        )
+    return largest
 
 
 class _Logprob(torch.autograd.Function):
@@ -171,7 +192,7 @@ class _LinearLogprob(torch.autograd.Function):
         if need["need_hidden"]:
             dist.all_reduce(grads[0], dist.ReduceOp.SUM, ctx.group)
         grads = (
-            without_second(grad, hidden, "linear_logprob", _TWIN) if asked else None
+            without_second(grad, hidden, "linear_logprob", _TWIN, weight, bias) if asked else None
             for grad, asked in zip(grads, need.values(), strict=True)
         )
         return *grads, None, None, None, None, None

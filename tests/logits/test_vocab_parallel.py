@@ -75,7 +75,25 @@ def test_hidden_states(dtype, shards, found):
 
 def test_both_ranks_have_the_same_results(found):
     for key, (log_prob, entropy, *_) in found[0].items():
-        assert torch.equal(log_prob, found[1][key][0]) and torch.equal(entropy, found[1][key][1])
+        if isinstance(key, tuple):
+            assert torch.equal(log_prob, found[1][key][0]) and torch.equal(entropy, found[1][key][1])
+
+
+def test_second_derivative_is_refused_whatever_is_trained(found):
+    for of_rank in found:
+        for text in of_rank["second"]:
+            assert "maspo.linear_logprob has no second derivative" in text
+
+
+def test_shards_that_are_not_the_whole_are_refused_on_every_rank(found):
+    first, *others = found[0]["refused"]
+    assert found[1]["refused"] == found[0]["refused"]
+    assert first == (
+        "maspo_ext: first_word, all_words: expected one number, all_words, on all ranks, got 302 and 300 words. Where shards differ in "
+        "size, every rank passes where its own begins."
+    )
+    for text, got in zip(others, ("302 and 301 words", "301 and 302 words"), strict=True):
+        assert f"got {got}. Where shards differ" in text
 
 
 def test_without_ranks_it_is_refused():

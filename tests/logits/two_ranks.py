@@ -12,6 +12,14 @@ EQUAL = ((0, 150), (150, 300))
 ROWS, HIDDEN, TEMPERATURE, IGNORED = 9, 17, 0.7, 3
 
 
+# What both ranks say of SHARDS, by rank, and is not so.
+WRONG = (
+    {},  # of one size
+    {"first_word": (0, 150), "all_words": (301, 302)},
+    {"first_word": (0, 151), "all_words": (302, 302)},
+)
+
+
 def inputs(dtype: torch.dtype, words: int = VOCABULARY) -> dict[str, torch.Tensor]:
     """The same on every rank."""
     generator = torch.Generator().manual_seed(0)
@@ -40,6 +48,34 @@ def gradients(results, upstream, wanted):
     return torch.autograd.grad((torch.stack(tuple(results)) * upstream).sum(), wanted)
 
 
+def refusal(rank: int, **where: tuple[int, int]) -> str:
+    first, last = SHARDS[rank]
+    given = inputs(torch.float64)
+    try:
+        maspo_ext.vocab_parallel_logprob(
+            logits_of(given)[:, first:last], given["target"], **{name: of_rank[rank] for name, of_rank in where.items()}
+        )
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+def second_derivative(rank: int, trained: str) -> str:
+    """What is said where the gradient of ``trained``, which alone has one, is used again."""
+    given, (first, last) = inputs(torch.float64, EQUAL[-1][1]), EQUAL[rank]
+    given |= {name: given[name][first:last].clone() for name in ("weight", "bias")}
+    wanted = given[trained].requires_grad_()
+    log_prob, _ = maspo_ext.vocab_parallel_linear_logprob(
+        given["hidden"], given["weight"], given["target"], TEMPERATURE, given["bias"]
+    )
+    (grad,) = torch.autograd.grad(log_prob.sum(), wanted, create_graph=True)
+    try:
+        (log_prob.sum() + grad.pow(2).sum()).backward()
+    except RuntimeError as error:
+        return str(error)
+    return "none"
+
+
 def main(rank: int, store: str, result_path: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = {}
@@ -58,6 +94,8 @@ def main(rank: int, store: str, result_path: str) -> None:
                 hidden, weight, given["target"], TEMPERATURE, bias, memory_budget=4096, **where
             )
             found[dtype, name, "linear"] = (*results, *gradients(results, given["upstream"], (hidden, weight, bias)))
+    found["second"] = [second_derivative(rank, trained) for trained in ("hidden", "weight", "bias")]
+    found["refused"] = [refusal(rank, **where) for where in WRONG]
     torch.save(found, f"{result_path}.{rank}")
     dist.destroy_process_group()
 
