@@ -50,7 +50,8 @@ def aggregate(
         scale = scale / row_tokens
     elif loss_agg_mode == "seq-mean-token-sum-norm":
         scale = scale / (loss_scale_factor or mask.shape[-1])
-    empty = row_tokens <= 0  # and not `~(row_tokens > 0)`: a NaN in a float mask must be seen
+    scale = torch.where(row_tokens < 0, torch.nan, scale)  # no count
+    empty = row_tokens == 0
     return torch.where(empty, 0, row_loss * torch.where(empty, 0, scale)).sum()
 
 
