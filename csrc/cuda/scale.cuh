@@ -12,7 +12,8 @@ struct ScaleParams {
 };
 
 constexpr int kScaleThreads = 256;
-constexpr int kScaleBlocks = 8;  // on a multiprocessor: all that it runs at a time
+// On a multiprocessor: enough to keep the memory busy, with registers for the conversions of float16.
+constexpr int kScaleBlocks = 5;
 // A thread's step: so many packs of 16 bytes, all on their way before the first is used.
 constexpr int kScalePacks = 4;
 

@@ -53,7 +53,9 @@ def budgets():
         f"{kernel}_kernel": [registers_for(row_warps * blocks) for blocks in stated("logprob.cuh", name)]
         for kernel, name in (("logprob_grad", "kLogprobGradBlocks"), ("logprob", "kLogprobBlocks"))
     }
-    of_scale = {"scale_kernel": [registers_for(2048 // 32)] * 2}  # all the threads that a multiprocessor has
+    source = (flags.CSRC / "cuda" / "scale.cuh").read_text()
+    threads, blocks = (int(re.search(rf"{name} = (\d+);", source)[1]) for name in ("kScaleThreads", "kScaleBlocks"))
+    of_scale = {"scale_kernel": [registers_for(threads // 32 * blocks)] * 2}
     return of_rows | of_scale | {"": [registers_for(warps) for warps in stated("tiling.h", "kMostWarps")]}
 
 
