@@ -23,6 +23,7 @@ class Panel(NamedTuple):
     title: str
     unit: str
     lines: list[tuple[str, str]]  # metric, label
+    note: str | None = None  # above the legend
     log: bool = False
 
 
@@ -31,13 +32,15 @@ REWARD = Panel("Reward", "mean reward", [("critic/score/mean", "training prompts
 OF_METHOD = [
     Panel(
         "MASPO's gate on the tokens that overshoot",
-        "mean gate (1: no damping, or no such token)",
+        "mean gate",
         [("actor/maspo_gate_mean_pos", "advantage > 0"), ("actor/maspo_gate_mean_neg", "advantage < 0")],
+        "1: no damping, or no such token",
     ),
     Panel(
         "SAPO's gate",
-        "mean gate (1 at ratio 1)",
+        "mean gate",
         [("actor/sapo_gate_mean_pos", "advantage > 0"), ("actor/sapo_gate_mean_neg", "advantage < 0")],
+        "1: every ratio is 1",
     ),
     Panel(
         "DAC's bounds of the ratio",
@@ -55,21 +58,19 @@ OF_METHOD = [
         [("actor/pg_clipfrac", "clip"), ("actor/pg_clipfrac_lower", "dual clip")],
     ),
 ]
-# verl takes a mini-batch's mean over its micro-batches, then over the mini-batches of a step the max, the min or the mean.
+# verl averages a mini-batch's statistics over its micro-batches, and takes a step's max, min or mean of the mini-batches.
 RATIO = Panel(
     "Ratio to the rollout policy, per token",
     "ratio, log scale",
-    [
-        ("actor/ratio_max", "max (of the mini-batches' mean max)"),
-        ("actor/ratio_mean", "mean"),
-        ("actor/ratio_min", "min (of the mini-batches' mean min)"),
-    ],
+    [("actor/ratio_max", "max"), ("actor/ratio_mean", "mean"), ("actor/ratio_min", "min")],
+    "over mini-batches; within one,\naveraged over micro-batches",
     log=True,
 )
 KL = Panel(
     "KL(rollout policy || trained policy), estimated",
     "nats per token",
-    [("actor/ppo_kl", "mean of old_log_prob - log_prob;\na noisy estimate, it may be below 0")],
+    [("actor/ppo_kl", "mean of old_log_prob - log_prob")],
+    "an estimate from samples:\nit may be below 0",
 )
 
 
@@ -95,7 +96,7 @@ def plot(metrics, title: str):
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, metrics, panel)
     axes.flat[0].set_ylim(-0.02, 1.02)
-    axes.flat[0].legend(fontsize="small", loc="lower right")  # rewards rise: the free corner
+    axes.flat[0].get_legend().set_loc("lower right")  # rewards rise: the free corner
     figure.suptitle(title)
     return figure
 
@@ -109,10 +110,10 @@ def _draw(axis, metrics, panel: Panel) -> None:
     axis.set(title=panel.title, xlabel="training step", ylabel=panel.unit)
     axis.grid(alpha=0.3, which="both")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(fontsize="small")
+    axis.legend(fontsize="small", title=panel.note, title_fontsize="small")
     if panel.log:
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
 
