@@ -58,7 +58,8 @@ def main() -> None:
     if problems:
         sys.exit("goal missed: " + "\n".join(problems))
     if has_goal:
-        print(f"goal:       reached (at most {START_AT_MOST} before, at least {END_AT_LEAST} after; the reward is the share of right answers)")
+        bounds = f"at most {START_AT_MOST} before, at least {END_AT_LEAST} after"
+        print(f"goal:       reached ({bounds}; the reward is the share of right answers)")
 
 
 if __name__ == "__main__":
