@@ -1,4 +1,4 @@
-// What the counter hands to an engine: plain pointers, sizes, strides and numbers. No torch, no CUDA runtime.
+// What csrc/torch hands to an engine: plain pointers, sizes, strides and numbers. No torch, no CUDA runtime.
 #pragma once
 
 #include "core/aggregate.h"

@@ -1,4 +1,4 @@
-// The CPU engine: called by the counter, which brings the threads.
+// The CPU engine: called by csrc/torch, which brings the threads.
 #pragma once
 
 #include "core/logits.h"
