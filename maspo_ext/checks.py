@@ -17,13 +17,21 @@ _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16,
 
 
 def message(what: str, expected: str, got: Any, remedy: str) -> str:
+    """The text of every error: of what, what was expected and what came, and a sentence that says what to do."""
     return f"maspo_ext: {what}: expected {expected}, got {got}. {remedy}"
+
+
+def closest(name: Any, names: Iterable[str]) -> str | None:
+    """The name that a misspelt one resembles most, if there is one. torch.compile cannot trace how: there is none for it."""
+    if torch.compiler.is_compiling():
+        return None
+    return next(iter(get_close_matches(str(name).lower(), list(names), n=1)), None)
 
 
 def did_you_mean(name: Any, names: Iterable[str], otherwise: str) -> str:
     """A remedy for a misspelt name."""
-    close = get_close_matches(str(name).lower(), list(names), n=1)
-    return f"Did you mean {close[0]}?" if close else otherwise
+    close = closest(name, names)
+    return otherwise if close is None else f"Did you mean {close}?"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -106,7 +106,7 @@ def policy_loss(
 
     Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
-    method = config_for(ratio_mode, config, hyper)
+    method = config_for(ratio_mode, config, hyper, "policy_loss")
     if old_log_prob is None:
         checks.check_tensor("log_prob", log_prob, checks.FLOAT_DTYPES, None)
         old_log_prob = log_prob.detach()

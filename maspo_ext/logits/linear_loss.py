@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from maspo_ext.derivatives import (
     refuse_transforms,
     without_second,
 )
+from maspo_ext.fronts import keywords_of
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
@@ -43,7 +43,8 @@ _OF_SOME_TOKENS = {
     "cu_seqlens": None,
     "max_seqlen": None,
 }
-_OPTIONS = frozenset(inspect.signature(policy_loss).parameters)
+# What goes on to the policy loss, whose log_prob and entropy are made here.
+_OPTIONS = frozenset(keywords_of(policy_loss)) - {"log_prob", "entropy"}
 
 
 class LinearLossOutput(NamedTuple):
@@ -118,7 +119,7 @@ def linear_loss(
     """
     _refuse_entropy(options)
     hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
-    method = config_for(ratio_mode, config, hyper)
+    method = config_for(ratio_mode, config, hyper, "linear_loss")
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
     if isinstance(method, BapoConfig):
@@ -153,6 +154,11 @@ def linear_loss(
     )
     stats = _with_invalid_targets(PolicyLossStats(stats, names), target, response_mask, weight)
     return LinearLossOutput(loss, stats, log_prob, entropy)
+
+
+def keywords_of_linear_loss() -> tuple[str, ...]:
+    """With those that it takes as ``**options``."""
+    return tuple(dict.fromkeys((*keywords_of(linear_loss), *sorted(_OPTIONS))))
 
 
 def _with_old(policy: tuple[Tensor | None, ...], otherwise: Tensor) -> tuple[Tensor, ...]:

@@ -494,6 +494,7 @@ FRONTS = {
     "policy_loss": lambda **keywords: maspo_ext.policy_loss(**random_batch(4, 6), **keywords),
     "PolicyLoss": maspo_ext.PolicyLoss,
 }
+MODES_OF = {"ppo": "'ppo' or 'grpo'"}  # of a config that two modes share
 ALL_MODES = "maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo"
 FRONT_ERRORS = [
     ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Did you mean ppo\?"),
@@ -502,18 +503,18 @@ FRONT_ERRORS = [
     (
         {"alhpa": 0.3},
         TypeError,
-        r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), or those of policy_loss itself, got alhpa\. "
+        r"FRONT: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), or those of FRONT itself, got alhpa\. "
         r"Did you mean alpha\?",
     ),
     (
         {"config": maspo_ext.MaspoConfig(), "alpha": 0.3},
         TypeError,
-        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses",
+        r"FRONT: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses",
     ),
     (
         {"config": {"alpha": 0.3}},
         TypeError,
-        r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Pass the config class",
+        r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Make one: config=MaspoConfig\(\.\.\.\)",
     ),
     ({"alpha": -1.0}, ValueError, r"alpha: expected >= 0, got -1\.0\. "),
     ({"sigma_high": NAN}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 \(inf for no bound\), got nan\. "),
@@ -522,8 +523,8 @@ FRONT_ERRORS = [
         (
             {"ratio_mode": mode, "sigma_bse": 1.0},
             TypeError,
-            rf"policy_loss: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
-            r"or those of policy_loss itself, got sigma_bse\. "
+            rf"FRONT: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
+            r"or those of FRONT itself, got sigma_bse\. "
             + (r"Did you mean sigma_base\?" if mode == "maspo" else "Check the spelling"),
         )
         for mode, method in DEFAULT_METHODS.items()
@@ -532,7 +533,7 @@ FRONT_ERRORS = [
         (
             {"ratio_mode": mode, "config": DEFAULT_METHODS[other].config},
             TypeError,
-            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass the config class",
+            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass ratio_mode={MODES_OF.get(other, repr(other))} with it",
         )
         for mode, expected, other, got in (
             ("maspo", "MaspoConfig", "ppo", "PpoConfig"),
@@ -553,18 +554,18 @@ FRONT_ERRORS = [
     (
         {"ratio_mode": "dac", "clip_ratio_low": 0.2},
         TypeError,
-        r"policy_loss: expected keywords of DacConfig .*, got clip_ratio_low",
+        r"FRONT: expected keywords of DacConfig .*, got clip_ratio_low",
     ),
-    ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"policy_loss: expected keywords of PpoConfig .*, got alpha"),
+    ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"FRONT: expected keywords of PpoConfig .*, got alpha"),
     (
         {"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2},
         TypeError,
-        r"policy_loss: expected clip_ratio_low once, got it twice, .* \(clip_low, clip_ratio_low\)\. Drop",
+        r"FRONT: expected clip_ratio_low once, got it twice, .* \(clip_low, clip_ratio_low\)\. Drop",
     ),
     (
         {"ratio_mode": "sapo", "config": maspo_ext.SapoConfig(), "tau_pos": 0.3},
         TypeError,
-        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(tau_pos\)",
+        r"FRONT: expected either config or hyper-parameters as keywords, got both \(tau_pos\)",
     ),
 ]
 
@@ -572,7 +573,7 @@ FRONT_ERRORS = [
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("wrong, error, message", FRONT_ERRORS)
 def test_fronts(front, wrong, error, message):
-    with pytest.raises(error, match=f"maspo_ext: {message}"):
+    with pytest.raises(error, match=f"maspo_ext: {message.replace('FRONT', front)}"):
         FRONTS[front](**wrong)
 
 
