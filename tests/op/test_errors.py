@@ -794,8 +794,8 @@ def import_from_copy(folder: Path, library: bytes | None, source_tree: bool) -> 
     "library, source_tree, cause, remedy",
     [
         (None, True, "No module named 'maspo_ext._C'", "pip install -e ."),
-        (None, False, "No module named 'maspo_ext._C'", "pip install --force-reinstall --no-deps maspo_ext"),
-        (b"no library", False, "_C.abi3.so", "pip install --force-reinstall --no-deps maspo_ext"),
+        (None, False, "No module named 'maspo_ext._C'", "pip install --force-reinstall --no-deps .` in a checkout"),
+        (b"no library", False, "_C.abi3.so", "pip install --force-reinstall --no-deps .` in a checkout"),
     ],
 )
 def test_broken_extension(library, source_tree, cause, remedy, tmp_path):
