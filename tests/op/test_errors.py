@@ -683,8 +683,17 @@ BELOW = {
 @pytest.mark.parametrize("name", BELOW)
 def test_the_kernel_is_safe_below_the_validation_too(name):
     """loss_forward is public: a wrong shape must not read out of bounds."""
-    with pytest.raises(RuntimeError, match=name):
+    with pytest.raises(RuntimeError, match=rf"maspo_ext: {name}: expected .*, got .*\. \w+"):
         torch.ops.maspo.loss_forward(**{**random_batch(4, 6, dtype=torch.float32), **KERNEL, name: BELOW[name]})
+
+
+@pytest.mark.parametrize(
+    "name, dtype, got", [("log_prob", torch.int64, "Long"), ("log_prob", COMPLEX, "ComplexFloat"), ("response_mask", COMPLEX, "ComplexFloat")]
+)  # fmt: skip
+def test_a_dtype_that_no_kernel_reads_is_named(name, dtype, got):
+    batch = {**random_batch(4, 6, dtype=torch.float32), **KERNEL, name: ones(4, 6, dtype=dtype)}
+    with pytest.raises(RuntimeError, match=rf"maspo_ext: {name}: expected a dtype of floats.*, got {got}\. Cast"):
+        torch.ops.maspo.loss_forward(**batch)
 
 
 @pytest.mark.parametrize(
@@ -719,7 +728,7 @@ def test_clip_bounds_are_checked(shape):
     right = torch.tensor([0.8, 1.2, 1.0], dtype=torch.float64)
     torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=right)
     for wrong in (torch.ones(shape, dtype=torch.float64), right.float(), right.repeat(2)[::2]):
-        with pytest.raises(RuntimeError, match="clip_bounds must be what bapo_bounds returned"):
+        with pytest.raises(RuntimeError, match="clip_bounds: expected what bapo_bounds returned, with method='clip', got .* of shape"):
             torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=wrong)
 
 
@@ -727,9 +736,9 @@ def test_bapo_ops_check_what_they_get():
     batch = random_batch(4, 6, weights=False)
     search = {"target": 1.0, "eps": 1e-8, "upper_first": False}
     for lower, upper in (([], [1.2]), ([0.8], []), ([0.8] * 100, [1.2] * 29)):
-        with pytest.raises(RuntimeError, match=f"takes 1 to 128 candidates .*, got {len(lower)} and {len(upper)}"):
+        with pytest.raises(RuntimeError, match=f"lower, upper: expected .* at most 128 together, got {len(lower)} and {len(upper)}. Pass"):
             torch.ops.maspo.bapo_sums(**batch, lower=lower, upper=upper)
-        with pytest.raises(RuntimeError, match="takes 1 to 128 candidates"):
+        with pytest.raises(RuntimeError, match="maspo_ext: lower, upper: expected"):
             torch.ops.maspo.bapo_bounds(torch.ones(2).double(), lower=lower, upper=upper, **search)
     for name, value in (
         ("entropy", ones(4, 5).double()),
@@ -739,11 +748,11 @@ def test_bapo_ops_check_what_they_get():
         with pytest.raises(RuntimeError, match=name):
             torch.ops.maspo.bapo_sums(**{**batch, name: value}, lower=[0.8], upper=[1.2])
     for sums in (torch.ones(2), torch.ones(3).double(), torch.ones(1, 2).double(), torch.ones(4).double()[::2]):
-        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+        with pytest.raises(RuntimeError, match="maspo_ext: sums .*: expected what torch.ops.maspo.bapo_sums returned for the .* candidates, got .* of shape"):
             torch.ops.maspo.bapo_bounds(sums, lower=[0.8], upper=[1.2], **search)
     config = maspo_ext.BapoConfig()
     for sums in (torch.ones(17).double(), torch.ones(18)):
-        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+        with pytest.raises(RuntimeError, match="maspo_ext: sums .*: expected what torch.ops.maspo.bapo_sums returned for the .* candidates, got .* of shape"):
             op(**batch, ratio_mode="bapo", hyper=config.hyper(), bapo_sums=sums)
 
 
@@ -763,11 +772,11 @@ def test_loss_backward_checks_what_it_gets():
         {"dtype": torch.int64},
         {"cu_seqlens": torch.tensor([0, 24]), "max_seqlen": 24},
     ):
-        with pytest.raises(RuntimeError, match="maspo: "):
+        with pytest.raises(RuntimeError, match=r"maspo_ext: \w+.*: expected .*, got .*\. \w+"):
             torch.ops.maspo.loss_backward(**{**right, **wrong})
     del right["dtype"]
     for grad in (dlogp.new_empty(6, 4).t(), dlogp.new_empty(4, 5), torch.empty_like(dlogp, dtype=torch.float64)):
-        with pytest.raises(RuntimeError, match="maspo: "):
+        with pytest.raises(RuntimeError, match="maspo_ext: (grad|dlogp, row_scale): expected .*, got .*(Make it|Pass them)"):
             torch.ops.maspo.loss_backward_out(**right, grad=grad)
 
 
