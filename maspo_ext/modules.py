@@ -104,7 +104,7 @@ def _check_settings(
     ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, loss_scale_factor: float | None, **scalars: Any
 ) -> None:
     """As the function would for a batch with every tensor."""
-    lower, upper = checks.parse_threshold(rollout_is_threshold)
+    lower, upper = checks.parse_threshold(rollout_is_threshold, True)
     scalar_keywords(
         config, ratio_mode, True, True, True, scalars["loss_agg_mode"], 1, None, None, loss_scale_factor,
         *(scalars[name] for name in ("dual_clip", "entropy_alpha", "entropy_kappa", "kl_type", "kl_coef")), lower, upper,

@@ -315,7 +315,7 @@ def test_published_settings(name, device):
 def test_published_defaults_and_unknown_names():
     assert BapoConfig.published("yaml") == BapoConfig()
     with pytest.raises(
-        ValueError, match="BapoConfig.published: expected one of yaml, script, readme, paper, got 'README'. Choose"
+        ValueError, match="BapoConfig.published: expected one of yaml, script, readme, paper, got 'README'. Did you mean readme"
     ):
         BapoConfig.published("README")
 

@@ -156,7 +156,7 @@ AGGREGATION = [
 
 SHAPES = [
     ({"log_prob": ones(24)}, "log_prob", r"shape \[B, T\]", r"\[24\]", "batch dimension"),
-    ({"log_prob": ones(4, 6, 1)}, "log_prob", r"shape \[B, T\]", r"\[4, 6, 1\]", "batch dimension"),
+    ({"log_prob": ones(4, 6, 1)}, "log_prob", r"shape \[B, T\]", r"\[4, 6, 1\]", "drop a last dimension"),
     ({"log_prob": ones(4, 7)}, "old_log_prob", r"\[B, T\] = \[4, 7\]", r"\[4, 6\]", "slice or expand"),
     ({"old_log_prob": ones(4, 1)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[4, 1\]", "slice or expand"),
     ({"old_log_prob": ones(6)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[6\]", "slice or expand"),
@@ -611,7 +611,7 @@ def test_rollout_is_threshold(threshold, expected):
     else:
         maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
         message = (
-            r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_\w+ = .*, got None\. Pass the weights"
+            r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_threshold = .*, got None\. Pass the weights"
         )
         del batch["rollout_is_weights"]
     with pytest.raises(ValueError, match=message):
@@ -852,7 +852,7 @@ def test_a_keyword_of_another_mode_is_known():
         ({"kl_type": None}, "kl_type: expected one of k1, .*, got None"),
         ({"kl_type": 3}, "kl_type: expected one of k1, .*, got 3"),
         ({"ratio_mode": "bapo", "all_reduce_sums": True}, "all_reduce_sums: expected a function of one tensor, got True"),
-        ({"dp_size": "2"}, r"dp_size: expected a number, a whole number >= 1, got '2' \(str\)"),
+        ({"dp_size": "2"}, r"dp_size: expected a whole number >= 1, got '2' \(str\)"),
         ({"dp_size": 1.5}, r"dp_size: expected a whole number >= 1, got 1\.5\. It is"),
         ({"batch_num_tokens": 7.25}, r"batch_num_tokens: expected a whole number >= 0, got 7\.25\. It is"),
     ],
@@ -861,6 +861,79 @@ def test_a_keyword_of_another_mode_is_known():
 def test_no_value_of_the_wrong_type_gets_to_the_dispatcher(wrong, message):
     with pytest.raises((TypeError, ValueError), match=f"maspo_ext: {message}"):
         maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+@pytest.mark.parametrize("mode", ["maspo", "bapo"])
+def test_max_seqlen_may_be_of_numpy(mode):
+    losses = [maspo_ext.policy_loss(**packed(max_seqlen=kind(5)), ratio_mode=mode).loss for kind in (int, numpy.int64, numpy.int32)]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    sums = []
+    for kind in (int, numpy.int64):
+        maspo_ext.policy_loss(**packed(max_seqlen=kind(5)), ratio_mode="bapo", all_reduce_sums=sums.append)
+    assert torch.equal(*sums)
+
+
+# Beyond the kernels' numbers, or beyond any float: the dispatcher would answer with its schema.
+TOO_LARGE = [
+    *(
+        ({name: 10**30}, f"{name}: expected a whole number >= {least} and <= 2\\*\\*53, got {10**30}")
+        for name, least in (("batch_num_tokens", 0), ("global_batch_size", 0), ("dp_size", 1))
+    ),
+    ({"batch_num_tokens": 10**400}, "batch_num_tokens: expected a whole number >= 0 and finite, got an int of 1329 bits"),
+    ({"alpha": 10**400}, "alpha: expected >= 0 and finite, got an int of 1329 bits"),
+    ({"sigma_high": 10**5000}, r"sigma_high: expected >= sigma_base = 1.0 \(inf for no bound\), got an int of 16610 bits"),
+    ({"loss_scale_factor": 10**400}, "loss_scale_factor: expected > 0 and finite, got an int of 1329 bits"),
+    ({"rollout_is_threshold": 10**400}, "rollout_is_threshold: expected > 0 and finite, got an int of 1329 bits"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", TOO_LARGE, ids=[f"{next(iter(row[0]))}-{i}" for i, row in enumerate(TOO_LARGE)])
+def test_a_number_too_large_for_the_kernels(wrong, message):
+    with pytest.raises(ValueError, match=f"^maspo_ext: {message}. \\w+"):
+        maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+def test_max_seqlen_too_large():
+    with pytest.raises(ValueError, match=r"max_seqlen: expected a whole number >= 0 and <= 2\*\*53, got 1180591620717411303424\. It is"):
+        maspo_ext.policy_loss(**packed(max_seqlen=2**70))
+
+
+LAYOUTS = {
+    "torch.sparse_coo": torch.Tensor.to_sparse,
+    "torch.sparse_csr": torch.Tensor.to_sparse_csr,
+    "torch._mkldnn": torch.Tensor.to_mkldnn,
+    "torch.jagged": lambda value: torch.nested.nested_tensor(list(value), layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["log_prob", "advantages", "response_mask"])
+def test_a_layout_that_no_kernel_reads(name, layout):
+    batch = random_batch(4, 6, dtype=torch.float32) | {"advantages": ones(4, 6), "response_mask": ones(4, 6)}
+    remedy = rf"Pass its \.values\(\), {name}\.offsets\(\) as cu_seqlens" if "jagged" in layout else rf"Convert it: {name}\.to_dense\(\)"
+    for function in (op, maspo_ext.policy_loss):
+        with pytest.raises(TypeError, match=rf"maspo_ext: {name}: expected a dense tensor .*, got {layout}\. {remedy}"):
+            function(**{**batch, name: LAYOUTS[layout](batch[name])})
+
+
+def test_a_threshold_is_called_by_its_name():
+    """And not by those of its bounds, which are the op's."""
+    batch = random_batch(4, 6, weights=False)
+    for threshold in (2.0, (0.5, 2.0), "0.5_2"):
+        message = re.escape(f"rollout_is_weights: expected a tensor, since rollout_is_threshold = {threshold!r}, got None. Pass the")
+        with pytest.raises(ValueError, match=message):
+            maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
+
+
+def test_ranks_without_a_reduction_of_bapos_sums():
+    for dp_size in (2, 2.0, numpy.int64(2)):
+        with pytest.raises(
+            ValueError, match="^maspo_ext: all_reduce_sums: expected a function .* over all 2.* data-parallel ranks.*, got None. Pass torch.distributed"
+        ):
+            maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode="bapo", dp_size=dp_size, batch_num_tokens=8)
+    with pytest.raises(TypeError, match="dp_size: expected a whole number >= 1, got '2'"):
+        maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode="bapo", dp_size="2")
 
 
 def test_max_seqlen_is_an_int():
