@@ -43,7 +43,7 @@ def unknown_keywords(front: str, names: list[str], config_class: type[MethodConf
             front,
             f"keywords of {config_class.__name__} ({fields}), or those of {front} itself",
             ", ".join(names),
-            _remedy(_places_of_front(front, config_class), names[0], config_class),
+            _remedy(lambda: _places_of_front(front, config_class), names[0], config_class),
         )
     )
 
@@ -64,7 +64,7 @@ def require_call_keywords(front: str, options: dict[str, Any], config_class: typ
         raise TypeError(message(front, expected, got, "Make another module, or call the function."))
     places = [_Place("a call", tuple(sorted(own))), _Place("the construction of the module", made_with)]
     expected = f"in a call keywords out of {', '.join(places[0].names)}"
-    raise TypeError(message(front, expected, ", ".join(names), _remedy(places, names[0], config_class)))
+    raise TypeError(message(front, expected, ", ".join(names), _remedy(lambda: places, names[0], config_class)))
 
 
 def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -99,10 +99,11 @@ def _places_of_front(front: str, config_class: type[MethodConfig]) -> list[_Plac
     return [_Place(front, fields + settings), _Place("a call of the module", tuple(sorted(module.keywords_of_call)))]
 
 
-def _remedy(places: list[_Place], name: str, config_class: type[MethodConfig]) -> str:
-    """What was meant, as far as the name shows it; ``places``: what was called, then what is near."""
+def _remedy(find_places: Callable[[], list[_Place]], name: str, config_class: type[MethodConfig]) -> str:
+    """What was meant, as far as the name shows it; among the keywords of what was called, which come first, and of what is near."""
     if torch.compiler.is_compiling():  # which cannot trace what follows
         return "Check the spelling."
+    places = find_places()
     meant = [config_class.aliases.get(other, other) for other in _ELSEWHERE.get(name, ())]
     if any(all(word not in place.names for place in places) for word in meant):
         return f"It would be {' and '.join(meant)}, which {config_class.__name__} does not have: drop it."

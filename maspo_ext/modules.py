@@ -12,7 +12,7 @@ from maspo_ext.config import config_for
 from maspo_ext.fronts import keywords_of, require_call_keywords
 from maspo_ext.functional import PolicyLossOutput, policy_loss
 from maspo_ext.logits.checks import check_entropy_coef, check_temperature, memory_budget_of
-from maspo_ext.logits.linear_loss import LinearLossOutput, keywords_of_linear_loss, linear_loss
+from maspo_ext.logits.linear_loss import LinearLossOutput, keywords_of_linear_loss, linear_loss, refuse_entropy
 from maspo_ext.methods import MethodConfig
 from maspo_ext.scalars import scalar_keywords
 
@@ -170,6 +170,7 @@ class LinearPolicyLoss(PolicyLoss):
         Raises:
             TypeError, ValueError, RuntimeError: as there.
         """
+        refuse_entropy(options)
         settings = {"temperature": self.temperature, "memory_budget": self.memory_budget, "entropy_coef": self.entropy_coef}
         return linear_loss(
             hidden, weight, target, old_log_prob, advantages, response_mask, bias=bias, **(settings | self._keywords(options))

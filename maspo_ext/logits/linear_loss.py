@@ -118,7 +118,7 @@ def linear_loss(
 
     Source: ``LigerFusedLinearGRPOLoss`` of Liger-Kernel for the idea of gradients made in the forward pass.
     """
-    _refuse_entropy(options)
+    refuse_entropy(options)
     hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
     method = config_for(ratio_mode, config, hyper, "linear_loss")
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
@@ -179,7 +179,7 @@ def _refuse_bonus(entropy_coef: float, ratio_mode: str) -> None:
         )
 
 
-def _refuse_entropy(options: dict[str, Any]) -> None:
+def refuse_entropy(options: dict[str, Any]) -> None:
     if "entropy" in options:
         remedy = "Drop it; entropy_alpha and entropy_kappa say how it shapes the advantages."
         raise ValueError(message("entropy", "nothing, since linear_loss makes it", "a value", remedy))
@@ -244,7 +244,7 @@ def _linear_loss(
     checks.check_head(hidden, weight, target, temperature, bias)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
-    _refuse_entropy(keywords)
+    refuse_entropy(keywords)
     config, ratio_mode = take_config(keywords)
     if isinstance(config, BapoConfig):
         remedy = "Use maspo_ext.linear_loss, which takes the two ops one after the other."

@@ -88,6 +88,12 @@ def test_what_linear_loss_makes_itself_is_not_taken():
         CALLS["linear_loss"](log_prob=torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("call", ["linear_loss", "LinearPolicyLoss()"])
+def test_linear_loss_says_of_the_entropy_that_it_makes_it(call):
+    with pytest.raises(ValueError, match="maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it"):
+        CALLS[call](entropy=torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("call", FUNCTIONS + MODULES)
 def test_a_config_says_its_mode(call):
     with pytest.raises(TypeError, match="config: expected a MaspoConfig for ratio_mode='maspo', got DacConfig. Pass ratio_mode='dac' with it."):
