@@ -23,19 +23,24 @@ help: ## this list
 	@echo "  RATIO_MODE=MODE        the loss that make train uses: ppo (verl's own), maspo, grpo, clip_higher, dac, bapo, sapo,"
 	@echo "                         entropy_adv (with ARGS=actor_rollout_ref.actor.calculate_entropy=True) (now: $(RATIO_MODE))"
 	@echo "  ARGS='key=value ...'   further verl overrides for make train"
+	@echo "  OUT=FOLDER             where make train puts everything, in place of what is there (default: outputs/train)"
+	@echo "  SEED=N                 seed of make train's warm start and training (default: 0)"
+	@echo "  WARM_START_STEPS=N     supervised steps before make train's training (default: 600)"
 	@echo "  PYTEST_ARGS='...'      make test runs pytest once, with these arguments"
-	@echo "  MASPO_CUDA=auto|0|1    build the CUDA code: if there is an nvcc, never, always (now: $(MASPO_CUDA))"
+	@echo "  MASPO_CUDA=auto|0|1    the CUDA code; 0: never; 1: always, with an nvcc that is fetched where there is none; auto: with the"
+	@echo "                         nvcc of the machine, or without one as torch is: for CUDA 13 nvcc is fetched, for CUDA 12 the"
+	@echo "                         build stops and says what to do, for the CPU there is no CUDA code (now: $(MASPO_CUDA))"
 	@echo "  PYTHON=python3.11      the Python that .venv is made with (now: $(PYTHON))"
 	@echo "  TORCH_INDEX=URL        a further package index for torch. On Linux, plain PyPI serves CUDA builds of gigabytes; the CPU"
 	@echo "                         index, whose URL the install page of pytorch.org gives, serves small ones"
 	@echo "  MAX_JOBS=N             compilers at once (default: up to 4)"
 
 .PHONY: train
-train: $(VENV)/built ## train a tiny model with stock verl and MASPO, on the CPU, from set-up to plot
+train: $(VENV)/built ## train a tiny model with stock verl and MASPO, on the CPU, from set-up to plot (10 minutes on 2 cores)
 	RATIO_MODE=$(RATIO_MODE) PYTHON=$(VENV)/bin/python bash examples/maspo_trainer/run_tiny_cpu.sh $(ARGS)
 
 .PHONY: test
-test: $(VENV)/built ## run all tests, the slow ones last
+test: $(VENV)/built ## run all tests, the slow ones last (40 minutes on 2 cores)
 ifeq ($(PYTEST_ARGS),)
 	$(VENV)/bin/pytest -m "not slow"
 	$(VENV)/bin/pytest -m slow
@@ -89,6 +94,7 @@ $(WHEEL_VENV)/installed: $(LOCKS)/wheel-test.txt $(LOCKS)/build.txt $(LOCKS)/ins
 # The stamp gets the time before the build, so that a source edited during the build is seen by the next one.
 $(VENV)/built: $(VENV)/installed $(VENV)/options $(BUILD_FILES) $(if $(wildcard maspo_ext/_C.abi3.so),,FORCE)
 	@touch $@.next
+	@echo "maspo_ext: building the extension (seconds for the CPU, a minute or more with CUDA code)"
 	PYTHONWARNINGS=ignore $(VENV)/bin/python $(PIP) install --quiet --no-deps $(CONSTRAINT) -e .
 	@$(VENV)/bin/python -c 'import runpy; print(runpy.run_path("maspo_ext/_build_info.py")["BUILD"]["summary"])'
 	@mv $@.next $@

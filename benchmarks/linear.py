@@ -18,19 +18,15 @@ import memory
 import torch
 from extras import LIGER
 from linear_peers import PEERS, Batch, Peer, make_batch
+from linear_plots import FLOOR, GOALS, OURS, OURS_BEGINS, plot, sizes
 from report import Bar, about_this_run, require, save, title
 from timing import Clock, Round, median_seconds, ratios, timed_rounds
 
-FLOOR, OURS = "three GEMMs", "linear_loss"
-OURS_BEGINS = "linear"
 # Rows, columns, hidden size, vocabulary, dtype: Qwen2.5's 0.5B and 7B.
 CASES = {"cpu": (4, 128, 896, 151936, torch.float32), "cuda": (8, 1024, 3584, 152064, torch.bfloat16)}
 QUICK = (2, 8, 32, 1000)
 THREADS = 2  # of the CPU's case
 ROUNDS = {"cpu": 7, "cuda": 20}  # on a CPU one takes half a minute
-# Of OURS: time over the floor, MiB. In the GPU's case not both: with three products the gradients of all logits are kept, 2,376 MiB, or
-# float32 sums of the weight's gradient, 2,079 MiB. "linear_loss (1 GiB)" makes a third of the logits again.
-GOALS = {"cpu": (1.15, 64), "cuda": (1.25, 1024)}
 MIB = 2**20
 NEED_CUDA = ("verl triton", "linear_loss (1 GiB)")  # the latter: 1 GiB would be no limit for a CPU's case
 REMEDIES = {"Liger (grpo)": LIGER.remedy()}
@@ -133,10 +129,6 @@ def figures(name: str, rounds: list[Round], of_memory: memory.Memory) -> dict[st
     }
 
 
-def sizes(row: dict) -> str:
-    return f"{row['tokens']} tokens x {row['hidden']} x {row['vocabulary']}, {row['dtype']}"
-
-
 def print_table(rows: list[dict], device: str) -> None:
     first = rows[0]
     print(f"{title(first)}\n{sizes(first)}: time, over {FLOOR} (least - most), over {OURS}; peak memory")
@@ -155,42 +147,6 @@ def print_table(rows: list[dict], device: str) -> None:
 
 def against_goal(figure: str, goal: float, what: str) -> str:
     return f"{figure} {what} (at most {goal}: {'reached' if float(figure) <= goal else 'not reached'})"
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Bars: time over the three GEMMs, and peak memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [row["peer"] for row in rows]
-    colors = [
-        "tab:gray" if name == FLOOR else "tab:green" if name.startswith(OURS_BEGINS) else "tab:blue" for name in names
-    ]
-    time_goal, memory_goal = GOALS[rows[0]["device"]]
-    figure, (times, memories) = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
-    values = [float(row["over_three_gemms"]) for row in rows]
-    spread = [
-        [abs(float(row[end]) - value) for row, value in zip(rows, values, strict=True)] for end in ("least", "most")
-    ]
-    bars = times.barh(names, values, xerr=spread, color=colors, ecolor="black", capsize=3)
-    times.bar_label(bars, fmt="%.2f", label_type="center", color="white")
-    times.axvline(time_goal, color="tab:red", linestyle="--", label=f"goal {time_goal}")
-    times.set(title="time, forward + backward, over three GEMMs")
-    peaks = [max(float(row["peak_mib"]), 1.0) for row in rows]
-    bars = memories.barh(names, peaks, color=colors)
-    memories.bar_label(bars, [f"{float(row['peak_mib']):.0f}" for row in rows], padding=3)
-    memories.axvline(memory_goal, color="tab:red", linestyle="--", label=f"goal {memory_goal}")
-    memories.set(title="peak memory beyond inputs and gradients, MiB", xscale="log", xlim=(1, 3 * max(peaks)))
-    times.invert_yaxis()
-    for axes in (times, memories):
-        axes.legend(loc="lower right")
-        axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{sizes(rows[0])}; {title(rows[0])}", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

@@ -137,5 +137,6 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "linear_logprob": linear_logprob,
     "linear_loss": linear_loss,
     "linear_loss (grpo)": lambda: linear_loss(ratio_mode="grpo"),
-    "linear_loss (1 GiB)": lambda: linear_loss(memory_budget=2**30),
+    # Beside the budget there are a token's numbers, some MiB.
+    "linear_loss (1 GiB)": lambda: linear_loss(memory_budget=1020 * 2**20),
 }

@@ -23,7 +23,7 @@ import verl  # noqa: E402, F401  loads the plugins
 from hydra import compose, initialize_config_module  # noqa: E402
 from report import Bar, about_this_run, save, title  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
-from timing import Clock, median_seconds, timed_rounds  # noqa: E402
+from timing import Clock, timed_rounds  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 from verl.utils import tensordict_utils as tu  # noqa: E402
@@ -32,6 +32,7 @@ from verl.workers.config import HFModelConfig, TrainingWorkerConfig  # noqa: E40
 from verl.workers.engine_workers import TrainingWorker  # noqa: E402
 from verl.workers.utils.losses import ppo_loss  # noqa: E402
 from verl.workers.utils.padding import left_right_2_no_padding  # noqa: E402
+from verl_step_plots import plot  # noqa: E402
 
 ROWS, PROMPT, RESPONSE, MICRO_BATCH = 8, 64, 192, 4
 SIZES = {"vocab_size": 32000, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -148,17 +149,20 @@ def run() -> list[dict]:
                 worker.train_batch(data)
 
             step()
-            seconds[name] = statistics.median(clock(step) for _ in range(STEPS))
+            seconds[name] = [clock(step) for _ in range(STEPS)]
     bar.close()
     # The stages one after the other, many times over: what disturbs one disturbs all.
     replays = {name: stage.replay for name, stage in stages.items()}
     rounds = timed_rounds(replays, clock, seconds=0, least=REPLAYS, most=REPLAYS)
-    of_stage = {name: median_seconds(rounds, name) for name in RUNS}
+    of_stage = {name: statistics.quantiles([one[name] for one in rounds], n=4) for name in RUNS}
     torch.distributed.destroy_process_group()
     return [
         about
-        | {"run": name, "step_seconds": seconds[name], "loss_stage_seconds": of_stage[name], **stages[name].figures()}
-        | {"share_of_step": of_stage[name] * (ROWS // MICRO_BATCH) / seconds[name]}
+        | {"run": name, "step_seconds": statistics.median(seconds[name])}
+        | {"step_least": min(seconds[name]), "step_most": max(seconds[name])}
+        | dict(zip(("loss_stage_quartile_1", "loss_stage_seconds", "loss_stage_quartile_3"), of_stage[name], strict=True))
+        | stages[name].figures()
+        | {"share_of_step": of_stage[name][1] * (ROWS // MICRO_BATCH) / statistics.median(seconds[name])}
         for name in RUNS
     ]
 
@@ -171,31 +175,6 @@ def print_table(rows: list[dict]) -> None:
             f"{row['run']:32}{row['step_seconds']:8.3f} s{row['loss_stage_seconds'] * 1e6:11.0f} us{row['share_of_step']:9.2%}"
             f"{row['allocated_kib']:9.0f} KiB{row['device_reads']:14}"
         )
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Bars: the loss stage, and the step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [row["run"] for row in rows]
-    colors = ["tab:green" if name.startswith("maspo_ext") else "tab:blue" for name in names]
-    figure, (stages, steps) = plt.subplots(1, 2, figsize=(13, 4), sharey=True)
-    bars = stages.barh(names, [row["loss_stage_seconds"] * 1e6 for row in rows], color=colors)
-    stages.bar_label(bars, [f"{row['share_of_step']:.2%} of the step" for row in rows], padding=3)
-    stages.set(title="loss stage of a micro-batch, forward + backward, us")
-    stages.margins(x=0.35)
-    bars = steps.barh(names, [row["step_seconds"] for row in rows], color=colors)
-    steps.bar_label(bars, fmt="%.2f", padding=3)
-    steps.set(title="training step, s")
-    steps.margins(x=0.15)
-    stages.invert_yaxis()
-    figure.suptitle(title(rows[0]), fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

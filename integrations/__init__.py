@@ -1,1 +1,1 @@
-"""Doors through which frameworks reach the op, one package each."""
+"""How frameworks reach the op, one package each."""

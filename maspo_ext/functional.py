@@ -64,8 +64,8 @@ def policy_loss(
         old_log_prob: ``[B, T]``, the same under the policy that generated them; no gradient flows through it. None where that
             is the policy that is trained (one update per batch): every ratio is 1.
         advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``; with ``cu_seqlens`` ``[total_tokens]`` or ``[B, 1]``.
-        response_mask: ``[B, T]``, bool, integer or float; a weight per token, not below 0, which nobody checks. Where it is 0
-            no input is used, NaN included.
+        response_mask: ``[B, T]``, bool, integer or float; a weight per token, not below 0: a sequence whose weights add up to less
+            makes the loss NaN. Where it is 0 no input is used, NaN included.
         ratio_mode: the method: ``maspo``, ``ppo`` (or ``grpo``, the same), ``clip_higher``, ``dac``, ``entropy_adv``, ``bapo`` or
             ``sapo``.
         config: its hyper-parameters, an object of ``maspo_ext.RATIO_MODES[ratio_mode]``; or give them as keywords.
@@ -94,7 +94,7 @@ def policy_loss(
             end. On a GPU its values are not looked at before the launch; a wrong one makes the loss NaN and leaves the gradient undefined.
         max_seqlen: the length of the longest of them; with ``cu_seqlens``.
         all_reduce_sums: for ``bapo``: called with the sums that its search decides by, to add them over data-parallel ranks in
-            place, for example ``torch.distributed.all_reduce``. Its result is not used.
+            place, for example ``torch.distributed.all_reduce``, or as what it returns; a ``Work`` is waited for.
         **hyper: fields of the config class, if ``config`` is None; also by the reference implementations' names (``clip_low``,
             ``clip_high``, ``clip_c``).
 
@@ -176,5 +176,20 @@ def _reduced_sums(method, tensors, all_reduce_sums, **shared) -> torch.Tensor:
     )
     with torch.no_grad():
         sums = local_bapo_sums(method, *tensors, **shared)
-        all_reduce_sums(sums)
+        return _after(all_reduce_sums(sums), sums)
+
+
+def _after(result: Any, sums: torch.Tensor) -> torch.Tensor:
+    """``sums`` after a reduction in place, or those that it returned."""
+    if isinstance(result, torch.Tensor):
+        if (result.shape, result.dtype, result.device) == (sums.shape, sums.dtype, sums.device):
+            return result
+        of_result, of_sums = (f"{list(t.shape)}, {t.dtype}, {t.device}" for t in (result, sums))
+        raise ValueError(checks.message("all_reduce_sums", f"sums like those that it gets ({of_sums})", of_result, "Return their sum over the ranks, or None."))  # fmt: skip
+    if hasattr(result, "wait"):
+        result.wait()
+    elif result is not None:
+        raise TypeError(
+            checks.message("all_reduce_sums", "a function that adds in place, or returns a tensor or a Work of torch.distributed", f"{result!r} from it", "Let it return None.")
+        )  # fmt: skip
     return sums

@@ -12,7 +12,13 @@ from maspo_ext.config import config_for
 from maspo_ext.fronts import keywords_of, require_call_keywords
 from maspo_ext.functional import PolicyLossOutput, policy_loss
 from maspo_ext.logits.checks import check_entropy_coef, check_temperature, memory_budget_of
-from maspo_ext.logits.linear_loss import LinearLossOutput, keywords_of_linear_loss, linear_loss, refuse_entropy
+from maspo_ext.logits.linear_loss import (
+    LinearLossOutput,
+    keywords_of_linear_loss,
+    linear_loss,
+    refuse_bonus,
+    refuse_entropy,
+)
 from maspo_ext.methods import MethodConfig
 from maspo_ext.scalars import scalar_keywords
 
@@ -146,6 +152,7 @@ class LinearPolicyLoss(PolicyLoss):
         check_temperature(temperature)
         self.temperature = temperature
         check_entropy_coef(entropy_coef)
+        refuse_bonus(self.config, ratio_mode, entropy_coef)
         self.memory_budget = memory_budget_of(memory_budget)
         self.entropy_coef = entropy_coef
 

@@ -84,8 +84,9 @@ def prepared(
     cu_seqlens=None,
     max_seqlen=None,
     of="log_prob",
+    search=True,
 ):
-    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo`` after its search."""
+    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo``, if asked, after its search."""
     checks.check_tensors(
         log_prob,
         old_log_prob,
@@ -125,7 +126,7 @@ def prepared(
         shared |= _packed(cu_seqlens, max_seqlen)
     keywords = {**scalars, **shared}
     for name, value in (
-        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size)),
+        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size) if search else None),
         ("rollout_is_weights", rollout_is_weights),
         ("ref_log_prob", ref_log_prob),
     ):

@@ -6,12 +6,16 @@ Slower and larger in memory than ``torch.ops.maspo.loss``; nothing falls back to
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from maspo_ext.methods import RATIO_MODES, MaspoConfig, MethodConfig
+from maspo_ext.checks import message
+from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.base import Token
 from maspo_ext.methods.entropy_adv import shaped_advantages
+from maspo_ext.ops import prepared, take_config
 from maspo_ext.stats import METHOD_SLOTS
 
 MAX_LOG_RATIO = 20.0
@@ -46,7 +50,8 @@ def aggregate(
         scale = scale / row_tokens
     elif loss_agg_mode == "seq-mean-token-sum-norm":
         scale = scale / (loss_scale_factor or mask.shape[-1])
-    empty = row_tokens <= 0  # and not `~(row_tokens > 0)`: a NaN in a float mask must be seen
+    scale = torch.where(row_tokens < 0, torch.nan, scale)  # no count
+    empty = row_tokens == 0
     return torch.where(empty, 0, row_loss * torch.where(empty, 0, scale)).sum()
 
 
@@ -72,31 +77,42 @@ def clamped(value: Tensor, low: float, high: float) -> Tensor:
 
 
 def loss(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, response_mask: Tensor, **keywords: Any
+) -> tuple[Tensor, Tensor]:
+    """Plain-torch twin of ``torch.ops.maspo.loss``: same arguments, same checks, same results ``(loss, stats)``.
+
+    Not in the twin: ``bapo_sums`` (it searches the tokens it is given) and packed tensors (pad them).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        NotImplementedError: it is not in the twin.
+
+    Source: the config class of each mode.
+    """
+    for name in ("bapo_sums", "cu_seqlens", "max_seqlen"):
+        if keywords.pop(name, None) is not None:
+            raise NotImplementedError(
+                message(f"reference.loss: {name}", "None", "a value", "Use torch.ops.maspo.loss.")
+            )
+    config, ratio_mode = take_config(keywords)
+    tensors = (log_prob, old_log_prob, advantages, response_mask)
+    prepared(config, ratio_mode, *tensors, **keywords, search=False)
+    return unchecked_loss(config, *tensors, **keywords)
+
+
+def unchecked_loss(
+    config: MethodConfig,
     log_prob: Tensor,
     old_log_prob: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
     *,
     rollout_is_weights: Tensor | None = None,
-    sigma_base: float = 1.0,
-    alpha: float = 0.3,
-    sigma_high: float = 10.0,
-    adv_low: float = 0.1,
-    adv_high: float = 10.0,
-    beta_pos: float = 0.03,
-    beta_neg: float = 0.03,
     loss_agg_mode: str | None = None,
     dp_size: int = 1,
     batch_num_tokens: int | None = None,
     global_batch_size: int | None = None,
     loss_scale_factor: float | None = None,
-    gate_gradient: bool = False,
-    clip_ratio_low: float = 0.2,
-    clip_ratio_high: float = 0.2,
-    clip_ratio_c: float = 3.0,
-    ratio_mode: str = "maspo",
-    hyper: tuple[float, ...] = (),
-    bapo_sums: Tensor | None = None,
     dual_clip: bool = False,
     entropy: Tensor | None = None,
     entropy_alpha: float = 0.0,
@@ -106,30 +122,8 @@ def loss(
     kl_coef: float = 0.0,
     rollout_is_lower: float | None = None,
     rollout_is_upper: float | None = None,
-    cu_seqlens: Tensor | None = None,
-    max_seqlen: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Plain-torch twin of ``torch.ops.maspo.loss``: same arguments, same results ``(loss, stats)``.
-
-    Not in the twin: ``bapo_sums`` (it searches the tokens it is given) and packed tensors (pad them).
-
-    Source: the config class of each mode.
-    """
-    if bapo_sums is not None or cu_seqlens is not None or max_seqlen is not None:
-        raise NotImplementedError(
-            "maspo_ext.reference.loss: bapo_sums, cu_seqlens and max_seqlen: expected None. Use torch.ops.maspo.loss."
-        )
-    config: MethodConfig
-    if ratio_mode == "maspo":
-        # Not checked: the tests of the reference's own settings are outside of the ranges.
-        config = object.__new__(MaspoConfig)
-        values = (sigma_base, alpha, sigma_high, adv_low, adv_high, beta_pos, beta_neg, gate_gradient)
-        values += (clip_ratio_low, clip_ratio_high, clip_ratio_c)
-        for name, value in zip(MaspoConfig.__dataclass_fields__, values, strict=True):
-            object.__setattr__(config, name, value)
-    else:
-        config = RATIO_MODES[ratio_mode].from_hyper(list(hyper))
-
+    """The formula of :func:`loss`, of whatever it is given: the reference implementations take settings that the op refuses."""
     dtype = torch.float64 if log_prob.dtype == torch.float64 else torch.float32
     mask = response_mask.to(dtype)
     valid = mask != 0

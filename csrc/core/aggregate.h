@@ -42,8 +42,10 @@ MASPO_HD double batch_scale(const Aggregation& a, const RowCounts& batch) {
 }
 
 MASPO_HD double row_scale(const Aggregation& a, double of_batch, double row_tokens) {
-  // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on.
-  if (row_tokens <= 0) return 0.0;
+  // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on; and a count below 0,
+  // as of labels taken for a mask, is none.
+  if (row_tokens == 0) return 0.0;
+  if (row_tokens < 0) return not_a_number();
   return a.mode == kSeqMeanTokenMean ? of_batch / row_tokens : of_batch;
 }
 

@@ -7,7 +7,6 @@
 namespace maspo {
 
 MASPO_HD double log_of(double v) { return ::log(v); }
-MASPO_HD double not_a_number() { return Limits<double>::infinity() - Limits<double>::infinity(); }
 
 // exp gives 0 from here down, in float32 and in float64. A banned word's -inf stops here: 0 * -inf would be a NaN.
 constexpr double kLowestExponent = -1000.0;

@@ -104,6 +104,7 @@ struct Limits<double> {
 #endif
   }
 };
+MASPO_HD double not_a_number() { return Limits<double>::infinity() - Limits<double>::infinity(); }
 
 // The type of a sum over many values V, or of their least or largest.
 template <class V>

@@ -30,6 +30,9 @@ int logprob_cuda(const LogprobParams& params, CudaPlace place);
 // The gradient has the logits' dtype; that of float32 logits may have bfloat16 or float16, too.
 int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place);
 
+// data = data * *by, rounded once, both on the device; `by` is of the dtype's arithmetic type.
+int scale_cuda(void* data, DType dtype, int64_t count, const void* by, CudaPlace place);
+
 const char* cuda_error_text(int error);
 
 }  // namespace maspo

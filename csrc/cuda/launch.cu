@@ -50,12 +50,6 @@ cudaError_t launch_bapo_sums(const BapoParams& p, const Cut& cut, CudaPlace plac
   return launch(bapo_total_kernel, dim3(candidates), kWarp, place, p, cut.blocks);
 }
 
-int64_t multiprocessors_of(int device) {
-  int count = 0;
-  const cudaError_t status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return status == cudaSuccess ? count : 1;  // the launch will tell what is wrong
-}
-
 }  // namespace
 
 Grid grid_cuda(int device, DType log_prob) {

@@ -15,6 +15,12 @@ inline cudaError_t enter(int64_t blocks, CudaPlace place) {
   return blocks > kMaxBlocks ? cudaErrorInvalidConfiguration : cudaSetDevice(place.device);
 }
 
+inline int64_t multiprocessors_of(int device) {
+  int count = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return status == cudaSuccess ? count : 1;  // the launch will tell what is wrong
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 blocks, int threads, CudaPlace place, Arguments... arguments) {
   cudaLaunchConfig_t config = {};

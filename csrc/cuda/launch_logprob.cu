@@ -1,9 +1,11 @@
-// Launches of the kernels for rows of logits.
+// Launches of the kernels for rows of logits, and for the gradients that come of them.
 #include "cuda/launch.h"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda/logprob.cuh"
+#include "cuda/scale.cuh"
 
 namespace maspo {
 namespace {
@@ -40,6 +42,19 @@ int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place) {
       if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, place);
     }
     return static_cast<cudaError_t>(cudaErrorInvalidValue);
+  });
+}
+
+int scale_cuda(void* data, DType dtype, int64_t count, const void* by, CudaPlace place) {
+  if (count == 0) return cudaSuccess;
+  return with_format(dtype, [&](auto format) {
+    using Format = decltype(format);
+    constexpr int64_t step = int64_t{kScaleThreads} * kScalePacks * kPackWords<typename Format::Stored>;
+    const int64_t blocks = std::min((count + step - 1) / step, multiprocessors_of(place.device) * kScaleBlocks);
+    const cudaError_t status = enter(blocks, place);
+    if (status != cudaSuccess) return status;
+    const ScaleParams p = {data, count, by};
+    return launch(scale_kernel<Format>, dim3(static_cast<unsigned>(blocks)), kScaleThreads, place, p);
   });
 }
 

@@ -31,6 +31,8 @@ __device__ __forceinline__ void for_each_four(const Span& span, Each each) {
 
 // The bytes that one access moves, of so many that lie side by side.
 constexpr int kAccessBytes = 16;
+template <class T>
+constexpr int kPackWords = kAccessBytes / static_cast<int>(sizeof(T));
 template <class T, int N>
 constexpr int kPackAccess = sizeof(T) * N < kAccessBytes ? sizeof(T) * N : kAccessBytes;
 

@@ -18,8 +18,6 @@ constexpr int kLogprobGradBlocks = sizeof(S) == sizeof(float) ? 3 : 2;
 
 // A thread's step: so many packs of 16 bytes, all on their way before the first is used.
 constexpr int kRowPacks = 4;
-template <class T>
-constexpr int kPackWords = kAccessBytes / static_cast<int>(sizeof(T));
 
 // Calls each(first, count, packs) for this thread's words of a row: packs[k], an array of one or of kRowPacks, has
 // `count` words from first + k * kRowThreads * kPackWords on, and `missing` behind them. A row starts anywhere, so its

@@ -19,6 +19,7 @@
 //   maspo::logprob_backward_out  the same into `grad`, which may be the memory of logits.
 //   maspo::linear_logprob, linear_loss  the same and the loss from hidden states and the weight of the head, in chunks. Their
 //                         kernels, and those of their _forward and _backward, are Python: maspo_ext/logits/.
+//   maspo::scale_         a tensor times a number in place, on a GPU, where nobody looks at that number before: 1 costs nothing.
 //   maspo::cpu_isa        the instruction set that the CPU kernels use: "plain", "avx2", "avx512" or "neon".
 #include <torch/csrc/stable/library.h>
 
@@ -84,5 +85,6 @@ STABLE_TORCH_LIBRARY(maspo, m) {
   m.def("linear_loss_forward(" MASPO_LINEAR_LOSS ", " MASPO_HEAD ", " MASPO_KERNEL_KEYWORDS
         ", " MASPO_BONUS ", bool shaped=False, " MASPO_NEEDED
         ") -> (Tensor loss, Tensor stats, Tensor log_prob, Tensor entropy, " MASPO_GRADS ")");
+  m.def("scale_(Tensor(a!) tensor, Tensor by) -> ()");
   m.def("cpu_isa() -> str");
 }

@@ -75,7 +75,14 @@ def warm_start(model, tokenizer, data: pd.DataFrame, steps: int, batch_size: int
     model.train()
     start = time.monotonic()
     for step in range(1, steps + 1):
-        correct_share = 1.0 if step <= RELIABLE_PART * steps else CORRECT_SHARE
+        is_reliable = step <= RELIABLE_PART * steps
+        if not is_reliable and step - 1 <= RELIABLE_PART * steps:
+            print(
+                f"warm start: from step {step} on the teacher is unreliable on purpose, right {CORRECT_SHARE:.0%} of the time. "
+                "Its answers cannot be foreseen, so the loss rises.",
+                flush=True,
+            )
+        correct_share = 1.0 if is_reliable else CORRECT_SHARE
         rows = rng.sample(range(len(prompts)), min(batch_size, len(prompts)))
         answers = [teacher_answer(truths[i], correct_share, rng) for i in rows]
         input_ids, labels = encode_batch([prompts[i] for i in rows], answers, tokenizer)
@@ -88,7 +95,8 @@ def warm_start(model, tokenizer, data: pd.DataFrame, steps: int, batch_size: int
         schedule.step()
         if step % 100 == 0 or step == steps:
             seconds = time.monotonic() - start
-            print(f"warm start: step {step}/{steps}, loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
+            teacher = "reliable" if is_reliable else "unreliable"
+            print(f"warm start: step {step}/{steps}, {teacher} teacher, loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The door into TRL 1.16: its GRPO trainer with our losses.
+"""The integration into TRL 1.16: its GRPO trainer with our losses.
 
 ==================  ============================================================================================
 :mod:`.trainer`     ``PolicyLossTrainer``, from TRL's log-probabilities; ``LinearPolicyLossTrainer``, without logits

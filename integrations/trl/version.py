@@ -1,4 +1,4 @@
-"""The version of TRL that the door fits."""
+"""The version of TRL that the integration fits."""
 
 from importlib.metadata import PackageNotFoundError, version
 

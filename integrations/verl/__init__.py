@@ -1,4 +1,4 @@
-"""The door into stock verl, 0.7 and later: config keys, config class and loss adapter.
+"""The integration into stock verl, 0.7 and later: config keys, config class and loss adapter.
 
 ========================  ==============================================================================
 :mod:`.plugin`            what verl's entry point loads; importing it does the registering

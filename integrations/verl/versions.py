@@ -1,4 +1,4 @@
-"""The versions of verl that the door fits."""
+"""The versions of verl that the integration fits."""
 
 from packaging.version import Version
 

@@ -123,8 +123,8 @@ def linear_loss(
     method = config_for(ratio_mode, config, hyper, "linear_loss")
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
+    refuse_bonus(method, ratio_mode, entropy_coef)
     if isinstance(method, BapoConfig):
-        _refuse_bonus(entropy_coef, ratio_mode)
         checks.check_head(hidden, weight, target, temperature, bias)
         packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
@@ -171,12 +171,11 @@ def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
     return torch.where(response_mask != 0, as_target(target), MASKED)
 
 
-def _refuse_bonus(entropy_coef: float, ratio_mode: str) -> None:
-    if entropy_coef != 0:
-        raise ValueError(
-            f"maspo_ext: entropy_coef: expected 0 for ratio_mode={ratio_mode!r}, got {entropy_coef!r}. Add the bonus to policy_loss of "
-            "linear_logprob, whose entropy is differentiable."
-        )
+def refuse_bonus(method: MethodConfig, ratio_mode: str, entropy_coef: float) -> None:
+    """An entropy bonus where the loss is not made of one token after the other."""
+    if isinstance(method, BapoConfig) and entropy_coef != 0:
+        remedy = "Add the bonus to policy_loss of linear_logprob, whose entropy is differentiable."
+        raise ValueError(message("entropy_coef", f"0 for ratio_mode={ratio_mode!r}", repr(entropy_coef), remedy))
 
 
 def refuse_entropy(options: dict[str, Any]) -> None:
@@ -233,6 +232,9 @@ def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
         return (grad * by).to(dtype)
     if grad.dtype != dtype:
         return torch.mul(grad, by, out=torch.empty_like(grad, dtype=dtype))
+    if grad.is_cuda:
+        torch.ops.maspo.scale_(grad, by)
+        return grad
     return grad if is_known_one(by) else grad.mul_(by)
 
 
@@ -277,6 +279,7 @@ def _forward(
     entropy_coef=0.0, need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
     """By some tokens at a time: logits, log-probability, its part of the loss, the logits' gradient, its products."""
+    checks.check_head(hidden, weight, target, temperature, bias)
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)

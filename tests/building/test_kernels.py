@@ -53,7 +53,10 @@ def budgets():
         f"{kernel}_kernel": [registers_for(row_warps * blocks) for blocks in stated("logprob.cuh", name)]
         for kernel, name in (("logprob_grad", "kLogprobGradBlocks"), ("logprob", "kLogprobBlocks"))
     }
-    return of_rows | {"": [registers_for(warps) for warps in stated("tiling.h", "kMostWarps")]}
+    source = (flags.CSRC / "cuda" / "scale.cuh").read_text()
+    threads, blocks = (int(re.search(rf"{name} = (\d+);", source)[1]) for name in ("kScaleThreads", "kScaleBlocks"))
+    of_scale = {"scale_kernel": [registers_for(threads // 32 * blocks)] * 2}
+    return of_rows | of_scale | {"": [registers_for(warps) for warps in stated("tiling.h", "kMostWarps")]}
 
 
 def is_double(kernel):
@@ -72,8 +75,8 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(compiled):
         r"ptxas info +: Used (\d+) registers",
         compiled[0],
     )
-    # 4 methods x 4 ways forward, 4 types backward, BAPO's 2 sums, total and bounds; rows: 4 types of logits, 6 gradients.
-    assert len(kernels) == 16 + 4 + 4 + 4 + 6, compiled[0]
+    # 4 methods x 4 ways forward, 4 types backward, BAPO's 2 sums, total and bounds; rows: 4 types of logits, 6 gradients, 4 to scale.
+    assert len(kernels) == 16 + 4 + 4 + 4 + 6 + 4, compiled[0]
     limits = budgets()
     for name, *memory, registers in kernels:
         assert memory == ["0", "0", "0"], f"{name}: bytes of stack, spill stores, spill loads {memory}"
@@ -84,8 +87,8 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(compiled):
 def test_loads_and_stores_are_16_bytes_wide(compiled):
     """In the machine code, where the source has vectors of four; and no access to local memory."""
     functions = dict(re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", compiled[1], re.DOTALL | re.MULTILINE))
-    kinds = ("forward_kernel", "backward_kernel", "logprob_kernel", "logprob_grad_kernel")
-    assert [sum(kind in name for name in functions) for kind in kinds] == [16, 4, 4, 6]
+    kinds = ("forward_kernel", "backward_kernel", "logprob_kernel", "logprob_grad_kernel", "scale_kernel")
+    assert [sum(kind in name for name in functions) for kind in kinds] == [16, 4, 4, 6, 4]
     for name, code in functions.items():
         loads, stores = re.findall(r"\bLDG\.E\S*", code), re.findall(r"\bSTG\.E\S*", code)
         assert loads and stores and not re.search(r"\b(LDL|STL)\b", code), name
@@ -96,7 +99,7 @@ def test_loads_and_stores_are_16_bytes_wide(compiled):
             # (float64: twice two) that is one access; of three plain ones, too, of float32, twice each.
             assert len(wide_stores) >= 2 + is_double(name), name
             assert len(wide_loads) >= (7 if "AnySteps" in name else 1 if "BFloat16" in name else 6) + 1, name
-        elif "backward_kernel" in name:
+        elif "backward_kernel" in name or "scale_kernel" in name:
             assert wide_loads and whole_stores, name
         elif "logprob_kernel" in name:
             assert len(wide_loads) == ROW_LOADS, name

@@ -10,6 +10,7 @@ SOURCE = """
 #include "cuda/bapo.cuh"
 #include "cuda/forward.cuh"
 #include "cuda/logprob.cuh"
+#include "cuda/scale.cuh"
 namespace maspo {
 template __global__ void forward_kernel<ClipHyper, AnySteps<float, ClipHyper<float>>>(LossParams, Cut, unsigned*);
 template __global__ void forward_kernel<DacHyper, PlainSteps<Float32, DacHyper<float>>>(LossParams, Cut, unsigned*);
@@ -21,6 +22,7 @@ template __global__ void logprob_kernel<BFloat16>(LogprobParams);
 template __global__ void logprob_kernel<Float64>(LogprobParams);
 template __global__ void logprob_grad_kernel<Float16, Float16>(LogprobGradParams);
 template __global__ void logprob_grad_kernel<Float32, BFloat16>(LogprobGradParams);
+template __global__ void scale_kernel<BFloat16>(ScaleParams);
 }
 """
 

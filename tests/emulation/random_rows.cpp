@@ -102,8 +102,33 @@ std::vector<double> draw_row(Draw& draw, int64_t words) {
   return row;
 }
 
+// A tensor times a number: of any length, at any address.
+void scale_case(Draw& draw) {
+  const DType types[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
+  const int64_t counts[] = {0, 1, 7, 8, 9, 1000, 4096, 100003};
+  const DType dtype = types[draw.integer(0, 3)];
+  const int64_t count = counts[draw.integer(0, 7)], offset = draw.chance(0.5) ? draw.integer(1, 7) : 0;
+  const double factors[] = {1, 0, -1, 0.125, 1.0 / 3, kInfinity};
+  const double by = factors[draw.integer(0, 5)];
+  Memory data((offset + count) * size_of(dtype)), factor(size_of(dtype == kFloat64 ? kFloat64 : kFloat32));
+  store_number(factor.as<void>(), dtype == kFloat64 ? kFloat64 : kFloat32, by);
+  for (int64_t i = 0; i < offset + count; ++i) store_number(element(data, dtype, i), dtype, draw.normal());
+  Memory expected = copy_of(data);
+  for (int64_t i = offset; i < offset + count; ++i) {
+    void* const number = element(expected, dtype, i);
+    // In the arithmetic type: a third of a float is not a third of a double.
+    const double value = number_at(number, dtype);
+    store_number(number, dtype, dtype == kFloat64 ? value * by : static_cast<float>(value) * static_cast<float>(by));
+  }
+  cuda_on_host::count_launches();
+  check(scale_cuda(element(data, dtype, offset), dtype, count, factor.as<void>(), {0, nullptr}));
+  if (cuda_on_host::count_launches() != (count > 0 ? 1 : 0)) throw Failure{"one launch to scale: not so"};
+  compare("scaled", numbers_of(data, dtype), numbers_of(expected, dtype), 0, 0);
+}
+
 void one_case(uint64_t seed, int) {
   Draw draw(seed);
+  scale_case(draw);
   // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves.
   const int64_t widths[] = {0,   1,    2,    3,    4,    5,    7,    8,    9,    31,   127,
                             500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};

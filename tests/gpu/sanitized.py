@@ -59,7 +59,11 @@ def hidden_states():
         log_prob, entropy = torch.ops.maspo.linear_logprob(hidden, weight, target)
         (log_prob.sum() + entropy.sum()).backward()
         mask = torch.ones(5, device="cuda")
-        maspo_ext.linear_loss(hidden[None], weight, target[None], old[None], old[None], mask[None]).loss.backward()
+        for memory_budget in (None, 1):  # 1: of some words the logits' gradients are kept, of others made again
+            of_loss = maspo_ext.linear_loss(
+                hidden[None], weight, target[None], old[None], old[None], mask[None], memory_budget=memory_budget
+            )
+            (3 * of_loss.loss).backward()
 
 
 torch.manual_seed(0)

@@ -107,6 +107,38 @@ def test_rows_further_apart_than_32_bits_count():
     assert_same((log_prob, entropy, far), step(logits, target, upstream))
 
 
+MIB = 2**20
+
+
+def test_a_budget_below_the_sums_is_kept_to():
+    """Of some words the logits' gradients are kept, of the others the logits made again; with real products, into real memory."""
+    draw = torch.Generator(device="cuda").manual_seed(0)
+    tokens, width, words = 2048, 512, 32000
+    hidden = torch.randn(1, tokens, width, generator=draw, device="cuda").bfloat16()
+    weight = (torch.randn(words, width, generator=draw, device="cuda") * width**-0.5).bfloat16()
+    target = torch.randint(words, (1, tokens), generator=draw, device="cuda")
+    policy = -5 * torch.rand(1, tokens, generator=draw, device="cuda"), torch.randn(1, tokens, generator=draw, device="cuda")
+
+    def gradients(memory_budget):
+        given = [value.detach().requires_grad_() for value in (hidden, weight)]
+        mask = torch.ones_like(policy[0])
+        loss = maspo_ext.linear_loss(*given, target, *policy, mask, memory_budget=memory_budget).loss
+        return torch.autograd.grad(loss, given)
+
+    expected = gradients(None)
+    budget = 48 * MIB  # float32 sums of the weight's gradient would be 62.5
+    gradients(budget)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    actual = gradients(budget)
+    peak = torch.cuda.max_memory_allocated() - before - sum(grad.nbytes for grad in actual)
+    assert peak <= budget + 2 * MIB  # a token's numbers
+    for got, true in zip(actual, expected, strict=True):
+        error = (got.double() - true.double()).abs().max()
+        assert error <= 2 * torch.finfo(torch.bfloat16).eps * true.double().abs().max()
+
+
 # ---- how they run
 
 

@@ -109,6 +109,29 @@ TENSORS = [
     ({"response_mask": None}, TypeError, "response_mask", "a torch.Tensor", "NoneType", ""),
     ({"advantages": ones(6)}, ValueError, "advantages", r"\[B, 1\] or \[B\]", r"\[6\]", "slice"),
 ]
+def raw(op, *tensors, **keywords):
+    """An op below the checks of the call, without gradients."""
+    with torch.no_grad():
+        return getattr(torch.ops.maspo, op)(*tensors, **keywords)
+
+
+@pytest.mark.parametrize("of_target", [(3, 6), (5, 6), (4,)], ids=str)
+def test_the_ops_inside_check_shapes(of_target):
+    """They would read what nobody has written."""
+    hidden, weight, target = torch.randn(4, 6, 8), torch.randn(11, 8), torch.zeros(of_target, dtype=torch.int64)
+    rows, state = torch.zeros(of_target), torch.zeros(*of_target, 2, dtype=torch.float64)
+    calls = {
+        "linear_logprob_forward": (hidden, weight, target),
+        "linear_logprob_backward": (rows, None, hidden, weight, target, rows, state),
+    }
+    for op, tensors in calls.items():
+        with pytest.raises(ValueError, match=r"target: expected shape \[4, 6\] \(that of hidden"):
+            raw(op, *tensors, ignore_index=-100)
+    policy = {"method": "maspo", "hyper": maspo_ext.MaspoConfig().kernel_hyper(), "clip_ratio_c": 3.0}
+    with pytest.raises(ValueError, match=r"target: expected shape \[4, 6\] \(that of hidden"):
+        raw("linear_loss_forward", hidden, weight, target, rows, rows, torch.ones(of_target), **policy)
+
+
 LOSSES = [
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),

@@ -393,3 +393,5 @@ def test_wrong_entropy_bonus(value, mode, error, device):
     arguments = batch_of(DEFAULT_METHODS[mode], device=device)
     with pytest.raises(ValueError, match=f"maspo_ext: entropy_coef: expected {error}, got"):
         linear_loss(**arguments, ratio_mode=mode, entropy_coef=value)
+    with pytest.raises(ValueError, match=f"maspo_ext: entropy_coef: expected {error}, got"):
+        maspo_ext.LinearPolicyLoss(mode, entropy_coef=value)

@@ -207,10 +207,21 @@ def halves_that_differ(device="cpu"):
     return batch, [{name: value[part] for name, value in batch.items()} for part in (slice(0, 4), slice(4, 8))]
 
 
+class Work:
+    """As of a collective with ``async_op=True``: nothing is added before it has been waited for."""
+
+    def __init__(self, sums, others):
+        self.sums, self.others = sums, others
+
+    def wait(self):
+        self.sums += self.others
+
+
 HALVES_CONFIG = {"adv_ratio_target": 1.5, "ratio_upper_max": 6.0, "ratio_upper_step": 0.1}
 
 
-def test_reduced_sums_give_the_bounds_of_the_whole_batch(device):
+@pytest.mark.parametrize("how", ["in place", "returned", "a work"])
+def test_reduced_sums_give_the_bounds_of_the_whole_batch(how, device):
     config = BapoConfig(**HALVES_CONFIG)
     batch, halves = halves_that_differ(device)
     whole = found(batch, config)
@@ -223,8 +234,12 @@ def test_reduced_sums_give_the_bounds_of_the_whole_batch(device):
 
         def all_reduce(sums, rank=rank):
             assert not sums.requires_grad and torch.equal(sums, of_halves[rank])
+            if how == "returned":
+                return sums + of_halves[1 - rank]
+            if how == "a work":
+                return Work(sums, of_halves[1 - rank])
             sums += of_halves[1 - rank]
-            return "not used"
+            return None
 
         def front(all_reduce=all_reduce, **arguments):
             output = maspo_ext.policy_loss(

@@ -638,6 +638,19 @@ def test_only_bapo_reduces_sums(mode):
         maspo_ext.policy_loss(**batch, ratio_mode=mode, all_reduce_sums=never)
 
 
+@pytest.mark.parametrize(
+    "reduced, error, text",
+    [
+        (lambda sums: sums[:3], ValueError, r"all_reduce_sums: expected sums like those that it gets \(\[22\], torch.float64, cpu\), got \[3\], torch.float64, cpu. Return"),
+        (lambda sums: sums.float(), ValueError, r"got \[22\], torch.float32, cpu. Return their sum over the ranks, or None."),
+        (lambda sums: 3, TypeError, "all_reduce_sums: expected a function that adds in place, or returns a tensor or a Work of torch.distributed, got 3 from it"),
+    ],
+)  # fmt: skip
+def test_what_all_reduce_sums_returns(reduced, error, text):
+    with pytest.raises(error, match=text):
+        maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode="bapo", all_reduce_sums=reduced)
+
+
 def test_tensors_are_checked_before_the_sums_are_taken():
     called = []
     for wrong in ({"advantages": ones(3)}, {"entropy": ones(4, 5)}, {"old_log_prob": ones(4, 6, device="meta")}):

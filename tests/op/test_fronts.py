@@ -95,10 +95,47 @@ def test_schema():
     assert [r.name for r in torch.ops.maspo.loss.default._schema.returns] == ["loss", "stats"]
 
 
-def test_the_reference_has_the_same_signature():
-    parameters = inspect.signature(reference).parameters
-    assert list(parameters) == POSITIONAL + list(KEYWORDS)
-    assert {name: parameters[name].default for name in KEYWORDS} == KEYWORDS | {"hyper": ()}
+def test_the_reference_has_the_same_options():
+    parameters = inspect.signature(maspo_ext.reference.unchecked_loss).parameters
+    others = {*DEFAULTS["maspo"], "ratio_mode", "hyper", "bapo_sums", "cu_seqlens", "max_seqlen"}
+    options = {name: default for name, default in KEYWORDS.items() if name not in others}
+    assert list(parameters) == ["config", *POSITIONAL, *options]
+    assert {name: parameters[name].default for name in options} == options
+
+
+# What a reference without checks would take for another value, or ignore.
+WRONG_FOR_THE_REFERENCE = {
+    "loss_agg_mode": "tokn-mean",
+    "kl_type": "k9",
+    "sigma_base": -1.0,
+    "kl_coef": 1.0,
+    "dp_size": 2,
+    "entropy_alpha": 0.3,
+    "rollout_is_upper": 2.0,
+    "ratio_mode": "entropy_adv",
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FOR_THE_REFERENCE)
+def test_the_reference_refuses_what_the_op_refuses(name):
+    batch, wrong = random_batch(2, 5), {name: WRONG_FOR_THE_REFERENCE[name]}
+    batch.pop("rollout_is_weights")
+    refused = []
+    for function in (reference, op):
+        with pytest.raises(ValueError) as error:
+            function(**batch, **wrong)
+        refused.append(str(error.value))
+    assert refused[0] == refused[1]
+
+
+def test_the_reference_refuses_wrong_tensors():
+    batch = random_batch(2, 5)
+    for name, value in {"old_log_prob": None, "advantages": batch["advantages"][:1], "response_mask": batch["response_mask"].bool().tolist()}.items():
+        with pytest.raises((TypeError, ValueError), match=f"maspo_ext: {name}: expected"):
+            reference(**batch | {name: value})
+    for name in ("bapo_sums", "cu_seqlens", "max_seqlen"):
+        with pytest.raises(NotImplementedError, match=f"reference.loss: {name}: expected None, got a value. Use torch.ops.maspo.loss"):
+            reference(**batch, **{name: torch.ones(3)})
 
 
 @every_mode

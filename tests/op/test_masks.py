@@ -241,3 +241,16 @@ def test_fractional_masks_are_weights(mask_dtype, loss_agg_mode, device):
         "seq-mean-token-sum-norm": 3 * 9,
     }[loss_agg_mode]
     torch.testing.assert_close(result.grad, plain / divisor, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("function", [op, reference], ids=["op", "reference"])
+@pytest.mark.parametrize("loss_agg_mode", AGG_MODES)
+def test_labels_taken_for_a_mask_make_the_loss_nan(loss_agg_mode, function, device):
+    """A count below 0 is none: a loss of 0 would let a run go on without learning."""
+    batch = random_batch(4, 6, device=device)
+    batch["response_mask"] = torch.full((4, 6), -100, device=device)
+    batch["response_mask"][1] = 1
+    loss, _ = function(**batch, loss_agg_mode=loss_agg_mode)
+    assert loss.isnan()
+    batch["response_mask"][:] = -100
+    assert function(**batch, loss_agg_mode=loss_agg_mode)[0].isnan()

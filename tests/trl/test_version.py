@@ -1,10 +1,12 @@
-"""Beside another TRL the door stays shut, and says so."""
+"""Beside another TRL the integration refuses to be imported, and says why."""
 
 import importlib
 import importlib.metadata
 import sys
 
 import pytest
+
+import maspo_ext  # noqa: F401  now, since what torch imports asks for versions, too
 
 
 @pytest.mark.parametrize("found", ["1.15.2", "1.17.0", "2.0", None])

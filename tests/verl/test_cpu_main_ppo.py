@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,12 +28,13 @@ FUSED_KERNELS = [
 
 
 def run(out, *overrides, **environment):
-    """The script's exit status, what it printed, and verl's metrics."""
+    """The script's exit status, what it printed and what verl did into its file, and verl's metrics."""
     environment = os.environ | {"PYTHON": sys.executable, "OUT": str(out), "RATIO_MODE": "maspo"} | environment
     result = subprocess.run(["bash", RUN, *overrides], env=environment, capture_output=True, text=True, timeout=600)
     metrics = out / "metrics.jsonl"
     records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return result.returncode, result.stdout + result.stderr, records
+    assert "pid=" not in result.stdout  # Ray's and verl's output is in the file
+    return result.returncode, result.stdout + result.stderr + (out / "console.log").read_text(), records
 
 
 @pytest.mark.slow
@@ -43,6 +45,10 @@ def test_two_steps_with_maspo_and_fused_kernels(tmp_path):
     assert "goal missed: val-core/maspo/arithmetic" in log, log[-4000:]
 
     assert "linear_logprob takes the place of the Torch backend in Qwen2ForCausalLM" in log
+    assert re.search(r"^step   0: held-out 0\.\d{3}$", log, re.MULTILINE)
+    for step in (1, 2):
+        assert re.search(rf"^step   {step}: .*reward 0\.\d{{3}}, loss -?\d\.\d{{4}}, \d+\.\d s$", log, re.MULTILINE)
+    assert (tmp_path / "hydra").is_dir()  # and not outputs/<date>/<time>
 
     assert [record["step"] for record in records] == [0, 1, 2]
     logged = {name for name in stat_names("maspo") if name is not None}
@@ -98,3 +104,22 @@ def test_other_data_in_an_odd_batch(tmp_path):
     assert records[1]["data"]["perf/total_num_tokens"] > 4096
     assert records[1]["data"]["training/rollout_probs_diff_max"] < 1e-6
     assert records[1]["data"]["actor/nonfinite_count"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "environment", "message"),
+    [
+        ([], {"RATIO_MODE": "mapso"}, "Did you mean maspo?"),
+        (["actor_rollout_ref.actor.optim.lrr=1"], {}, "Key 'lrr' is not in struct"),
+        (["actor_rollout_ref.rollout.name=vllm"], {}, "set actor_rollout_ref.rollout.name=hf_cpu"),
+    ],
+)
+def test_wrong_settings_end_the_run_before_anything_is_made(tmp_path, overrides, environment, message):
+    command = ["bash", RUN, *overrides]
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path), "RATIO_MODE": "maspo"} | environment
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "settings: " in result.stderr and message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -9,6 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from maspo_ext import RATIO_MODES, stat_names
+from maspo_ext.integrations.verl.ratio_modes import FUSED
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAINER = EXAMPLES / "maspo_trainer"
 sys.path[:0] = [str(EXAMPLES / folder) for folder in ("data", "models", "reward", "maspo_trainer")]
@@ -19,6 +22,7 @@ import make_tiny_qwen2  # noqa: E402
 import metrics_file  # noqa: E402
 import plot_metrics  # noqa: E402
 import summarize_run  # noqa: E402
+import watch_run  # noqa: E402
 from byte_tokenizer import build_tokenizer  # noqa: E402
 
 
@@ -142,13 +146,15 @@ def test_gsm8k_gets_verls_reward():
 HELD_OUT = "val-core/maspo/arithmetic/acc/mean@1"
 
 
-def write_metrics(path, held_out=(0.25, 0.9), maspo=True):
+OF_VERL = {"actor/pg_clipfrac": 0.1, "actor/pg_clipfrac_lower": 0.0}
+OF_RATIO = {"actor/ratio_min": 0.5, "actor/ratio_mean": 1.0, "actor/ratio_max": 2.0}
+OF_MASPO = {"actor/maspo_gate_mean_pos": 0.9, "actor/maspo_gate_mean_neg": 0.95}
+
+
+def write_metrics(path, held_out=(0.25, 0.9), of_loss=OF_VERL | OF_RATIO | OF_MASPO):
     records = [{"step": 0, "data": {HELD_OUT: held_out[0]}}]
     for step in range(1, 6):
-        data = {"critic/score/mean": 0.15 * step, "actor/ppo_kl": 0.01 / step}
-        if maspo:
-            data |= {"actor/maspo_gate_mean_pos": 0.9, "actor/maspo_gate_mean_neg": 0.95}
-            data |= {"actor/ratio_min": 0.5, "actor/ratio_mean": 1.0, "actor/ratio_max": 2.0 + step}
+        data = {"critic/score/mean": 0.15 * step, "actor/ppo_kl": 0.01 / step, **of_loss}
         records.append({"step": step, "data": data})
     records[-1]["data"][HELD_OUT] = held_out[1]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -161,11 +167,34 @@ def test_series_skips_steps_without_the_metric(tmp_path):
     assert metrics_file.held_out_reward_names(metrics) == [HELD_OUT]
 
 
-@pytest.mark.parametrize(("maspo", "lines"), [(True, [2, 2, 3, 1]), (False, [2, 0, 0, 1])])
-def test_plot_draws_what_was_logged(tmp_path, maspo, lines):
-    metrics = metrics_file.read_metrics(write_metrics(tmp_path / "m.jsonl", maspo=maspo))
+@pytest.mark.parametrize(
+    ("of_loss", "of_method", "lines"),
+    [
+        (OF_VERL | OF_RATIO | OF_MASPO, "MASPO", [2, 2, 3, 1]),
+        (OF_VERL | OF_RATIO | {"actor/sapo_gate_mean_pos": 0.9}, "SAPO", [2, 1, 3, 1]),
+        (OF_VERL | OF_RATIO | {"actor/dac_clip_low_mean": 0.6, "actor/dac_clip_high_mean": 1.9}, "DAC", [2, 2, 3, 1]),
+        (OF_VERL | OF_RATIO | {"actor/bapo_clip_low": 0.6, "actor/bapo_clip_high": 1.9}, "BAPO", [2, 2, 3, 1]),
+        (OF_VERL | OF_RATIO, "Clipped tokens", [2, 2, 3, 1]),
+        (OF_VERL, "Clipped tokens", [2, 2, 1]),
+        ({}, "KL", [2, 1]),
+    ],
+)
+def test_plot_draws_what_was_logged(tmp_path, of_loss, of_method, lines):
+    metrics = metrics_file.read_metrics(write_metrics(tmp_path / "m.jsonl", of_loss=of_loss))
     figure = plot_metrics.plot(metrics, "test")
     assert [len(axis.lines) for axis in figure.axes] == lines
+    assert of_method in figure.axes[1].get_title()
+
+
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_every_mode_logs_what_a_panel_draws(ratio_mode):
+    logged = {name for name in stat_names(ratio_mode) if name is not None}
+    panels = [{name for name, _ in panel.lines} for panel in plot_metrics.OF_METHOD]
+    first = next(names for names in panels if names & logged)
+    assert first <= logged
+    if stat_names(ratio_mode)[3] is not None:  # the mode has statistics of its own
+        assert first & set(RATIO_MODES[ratio_mode].stat_names)
+    assert {name for name, _ in plot_metrics.RATIO.lines + plot_metrics.KL.lines} <= logged
 
 
 def test_plot_command_writes_a_png(tmp_path):
@@ -196,6 +225,14 @@ def test_summary_fails_if_the_goal_is_missed(tmp_path, held_out, message):
     assert message in result.stderr
 
 
+def test_summary_says_whether_there_is_a_goal(tmp_path):
+    assert "goal:       reached" in run_summary(write_metrics(tmp_path / "m.jsonl")).stdout
+    other = write_metrics(tmp_path / "other.jsonl")
+    other.write_text(other.read_text().replace("maspo/arithmetic", "openai/gsm8k"))
+    result = run_summary(other)
+    assert result.returncode == 0 and "goal" not in result.stdout
+
+
 def test_summary_only_reports_other_data():
     assert summarize_run.missed_goal("val-core/openai/gsm8k/acc/mean@1", 0.9, 0.1) is None
 
@@ -203,6 +240,50 @@ def test_summary_only_reports_other_data():
 def test_missing_metrics_file_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="VERL_FILE_LOGGER_PATH"):
         metrics_file.read_metrics(tmp_path / "none.jsonl")
+
+
+# ---- one line per step
+
+
+def watch(tmp_path, code):
+    paths = {"--log": tmp_path / "console.log", "--metrics": tmp_path / "m.jsonl"}
+    options = [word for pair in paths.items() for word in pair]
+    command = [sys.executable, TRAINER / "watch_run.py", *options, "--", sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_line_per_step_while_the_output_goes_into_a_file(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"step": 7, "data": {}}\n')  # of a run before
+    write_metrics(tmp_path / "new.jsonl")
+    result = watch(tmp_path, f"import os; print('noise'); os.rename({str(tmp_path / 'new.jsonl')!r}, {str(tmp_path / 'm.jsonl')!r})")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6 and lines[0] == "step   0: held-out 0.250"
+    assert lines[5] == "step   5: held-out 0.900, reward 0.750"
+    assert (tmp_path / "console.log").read_text() == "noise\n"
+
+
+def test_a_step_s_loss_and_time():
+    data = {"critic/score/mean": 0.5, "actor/loss": -0.01234, "timing_s/step": 9.87}
+    assert watch_run.line_of(12, data) == "step  12: reward 0.500, loss -0.0123, 9.9 s"
+    assert watch_run.line_of(12, {"actor/loss": None}) == "step  12: "
+
+
+def test_half_a_line_waits_for_the_rest(tmp_path):
+    path = tmp_path / "m.jsonl"
+    new_records = watch_run.NewRecords(path)
+    assert new_records() == []
+    path.write_text('{"step": 1, "data": {}}\n{"step": 2, "da')
+    assert new_records() == [(1, {})]
+    path.write_text('{"step": 1, "data": {}}\n{"step": 2, "data": {}}\n')
+    assert new_records() == [(2, {})]
+
+
+def test_a_failure_shows_the_end_of_the_output_and_keeps_the_status(tmp_path):
+    result = watch(tmp_path, "[print('line', i) for i in range(100)]; raise SystemExit(7)")
+    assert result.returncode == 7
+    assert "line 99" in result.stderr and "line 9\n" not in result.stderr
+    assert f"status 7. These are its last lines; all: {tmp_path / 'console.log'}" in result.stderr
 
 
 # ---- the GPU recipes
