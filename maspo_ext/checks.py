@@ -217,7 +217,7 @@ def aggregation_keywords(
     return keywords
 
 
-_DENSE = torch.strided
+_DENSE = torch.strided  # by a name of ours, since every tensor is asked for it
 
 
 def check_tensor(
@@ -260,6 +260,8 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
             message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
                      "The op cannot read it from cu_seqlens without waiting for the device.")
         )  # fmt: skip
+    if type(max_seqlen) is int and 0 <= max_seqlen <= LARGEST_COUNT:
+        return  # at once: every packed call comes by here
     remedy = "It is the length of the longest sequence."
     if not isinstance(max_seqlen, (Integral, torch.SymInt)) or isinstance(max_seqlen, bool):
         raise TypeError(message("max_seqlen", "an int", f"{max_seqlen!r} ({type(max_seqlen).__name__})", remedy))
