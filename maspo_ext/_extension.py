@@ -42,7 +42,8 @@ def _explain(error: ImportError) -> str:
         )
     else:
         remedy = (
-            "Reinstall it in this environment: `pip install --force-reinstall --no-deps maspo_ext`, with torch >= 2.11."
+            "Build it again in this environment, with torch >= 2.11: `pip install --force-reinstall --no-deps .` in a checkout of it, "
+            "or the path of its wheel in place of the dot."
         )
     return (
         f"maspo_ext: the compiled op library maspo_ext._C cannot be loaded ({where}).\nCause: {error}\nRemedy: {remedy}"

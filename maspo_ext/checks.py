@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,13 +17,21 @@ _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16,
 
 
 def message(what: str, expected: str, got: Any, remedy: str) -> str:
+    """The text of every error: of what, what was expected and what came, and a sentence that says what to do."""
     return f"maspo_ext: {what}: expected {expected}, got {got}. {remedy}"
+
+
+def closest(name: Any, names: Iterable[str]) -> str | None:
+    """The name that a misspelt one resembles most, if there is one. torch.compile cannot trace how: there is none for it."""
+    if torch.compiler.is_compiling():
+        return None
+    return next(iter(get_close_matches(str(name).lower(), list(names), n=1)), None)
 
 
 def did_you_mean(name: Any, names: Iterable[str], otherwise: str) -> str:
     """A remedy for a misspelt name."""
-    close = get_close_matches(str(name).lower(), list(names), n=1)
-    return f"Did you mean {close[0]}?" if close else otherwise
+    close = closest(name, names)
+    return otherwise if close is None else f"Did you mean {close}?"
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -38,28 +46,63 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (Real, *_SYMBOLIC)) and not isinstance(value, bool)
 
 
+def _is_finite(value: Any) -> bool:
+    """As a float, too, which is what the kernels take: a long int may be more than any."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A number as an error shows it."""
+    too_long = isinstance(value, int) and value.bit_length() > 128
+    return f"an int of {value.bit_length()} bits" if too_long else repr(value)
+
+
 def check_number(
-    name: str, value: Any, expected: str, test: Callable[[Any], bool], remedy: str, *, infinite: bool = False
+    name: str,
+    value: Any,
+    expected: str,
+    test: Callable[[Any], bool],
+    remedy: str,
+    *,
+    infinite: bool = False,
+    kind: str = "a number, ",
 ) -> None:
-    """Raise TypeError if ``value`` is no real number, ValueError if it is one that fails the test, is NaN or, unless allowed, inf."""
+    """That ``value`` is a number for which ``test`` holds, finite unless ``infinite`` allows inf.
+
+    Args:
+        name: of the argument, as the user knows it.
+        expected: ``test`` in words, as ``"> 0"``.
+        remedy: what to do, a sentence.
+        kind: goes before ``expected`` where it is no number at all.
+
+    Raises:
+        TypeError: it is no real number.
+        ValueError: it is one that fails the test, is NaN or, unless allowed, inf.
+    """
     if not _is_number(value):
-        raise TypeError(message(name, f"a number, {expected}", f"{value!r} ({type(value).__name__})", remedy))
-    if not isinstance(value, _SYMBOLIC) and not math.isfinite(value) and not (infinite and value > 0):
+        raise TypeError(message(name, f"{kind}{expected}", f"{value!r} ({type(value).__name__})", remedy))
+    if not isinstance(value, _SYMBOLIC) and not _is_finite(value) and not (infinite and value == math.inf):
         expected += " and finite" if not infinite else " (inf for no bound)"
     elif test(value):
         return
-    raise ValueError(message(name, expected, repr(value), remedy))
+    raise ValueError(message(name, expected, _shown(value), remedy))
 
 
 def check_positive(name: str, value: Any, remedy: str) -> None:
+    """Raise as :func:`check_number` unless ``value > 0``."""
     check_number(name, value, "> 0", lambda v: v > 0, remedy)
 
 
 def check_non_negative(name: str, value: Any, remedy: str) -> None:
+    """Raise as :func:`check_number` unless ``value >= 0``."""
     check_number(name, value, ">= 0", lambda v: v >= 0, remedy)
 
 
 def check_above(name: str, value: Any, bound: float, remedy: str, *, infinite: bool = False) -> None:
+    """Raise as :func:`check_number` unless ``value > bound``."""
     check_number(name, value, f"> {bound!r}", lambda v: v > bound, remedy, infinite=infinite)
 
 
@@ -70,11 +113,17 @@ def _bound(name: str, bound: float) -> str:
 def check_at_least(
     name: str, value: Any, bound_name: str, bound: float, remedy: str, *, infinite: bool = False
 ) -> None:
+    """Raise as :func:`check_number` unless ``value >= bound``, which is called ``bound_name`` unless that is empty."""
     check_number(name, value, f">= {_bound(bound_name, bound)}", lambda v: v >= bound, remedy, infinite=infinite)
 
 
 def check_at_most(name: str, value: Any, bound_name: str, bound: float, remedy: str) -> None:
+    """Raise as :func:`check_number` unless ``value <= bound``, which is called ``bound_name`` unless that is empty."""
     check_number(name, value, f"<= {_bound(bound_name, bound)}", lambda v: v <= bound, remedy)
+
+
+# Counts become float64, which holds every whole number up to here.
+LARGEST_COUNT = 2**53
 
 
 def whole_number(name: str, value: Any, least: int, remedy: str) -> int:
@@ -82,12 +131,15 @@ def whole_number(name: str, value: Any, least: int, remedy: str) -> int:
 
     Raises:
         TypeError: it is no number.
-        ValueError: it is not whole, or below ``least``.
+        ValueError: it is not whole, below ``least``, or so large that it counts nothing.
     """
-    check_number(
-        name, value, f"a whole number >= {least}", lambda v: v >= least and (isinstance(v, torch.SymInt) or v == int(v)), remedy
-    )
-    return value if isinstance(value, torch.SymInt) else int(value)
+    expected, symbolic = f"a whole number >= {least}", isinstance(value, torch.SymInt)
+    check_number(name, value, expected, lambda v: v >= least and (symbolic or v == int(v)), remedy, kind="")
+    if symbolic:
+        return value
+    if value > LARGEST_COUNT:
+        raise ValueError(message(name, f"{expected} and <= 2**53", _shown(value), remedy))
+    return int(value)
 
 
 def check_bool(name: str, value: Any, remedy: str) -> None:
@@ -165,15 +217,22 @@ def aggregation_keywords(
     return keywords
 
 
+_DENSE = torch.strided  # by a name of ours, since every tensor is asked for it
+
+
 def check_tensor(
     name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None, of: str = "log_prob"
 ) -> None:
-    """Type, dtype and, unless None, device, which is that of ``of``."""
+    """Type, layout, dtype and, unless None, device, which is that of ``of``."""
     if not isinstance(value, torch.Tensor):
         remedy = "It is required: pass one." if value is None else "Convert it with torch.as_tensor."
         if isinstance(value, torch.nn.Module):
             remedy = "Pass its .weight, and its .bias as bias."
         raise TypeError(message(name, "a torch.Tensor", type(value).__name__, remedy))
+    if value.layout is not _DENSE:
+        packed = f"Pass its .values(), {name}.offsets() as cu_seqlens, and max_seqlen."
+        remedy = packed if value.is_nested else f"Convert it: {name}.to_dense()."
+        raise TypeError(message(name, "a dense tensor (layout torch.strided)", value.layout, remedy))
     if value.dtype not in dtypes:
         raise TypeError(
             message(name, f"dtype in {_names(dtypes)}", value.dtype, f"Cast it: {name}.to({dtypes[0]}).")
@@ -201,10 +260,12 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
             message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
                      "The op cannot read it from cu_seqlens without waiting for the device.")
         )  # fmt: skip
+    if type(max_seqlen) is int and 0 <= max_seqlen <= LARGEST_COUNT:
+        return  # at once: every packed call comes by here
     remedy = "It is the length of the longest sequence."
-    if not isinstance(max_seqlen, (int, torch.SymInt)) or isinstance(max_seqlen, bool):
+    if not isinstance(max_seqlen, (Integral, torch.SymInt)) or isinstance(max_seqlen, bool):
         raise TypeError(message("max_seqlen", "an int", f"{max_seqlen!r} ({type(max_seqlen).__name__})", remedy))
-    check_non_negative("max_seqlen", max_seqlen, remedy)
+    whole_number("max_seqlen", max_seqlen, 0, remedy)
 
 
 _REQUIRED = frozenset(("old_log_prob", "advantages", "response_mask"))
@@ -244,7 +305,9 @@ def check_tensors(
                 "log_prob",
                 "shape [B, T]",
                 list(log_prob.shape),
-                "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens.",
+                "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens."
+                if log_prob.dim() < 2
+                else "One number per token: drop a last dimension of 1 (squeeze), or join the leading ones (flatten).",
             )
             if cu_seqlens is None
             else message(
@@ -353,13 +416,22 @@ def check_options(
         )
 
 
-def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tuple[float | None, float | None]:
-    """``(lower, upper)`` of ``rollout_is_threshold``, as a number, a pair, or verl's ``"lower_upper"``."""
+def parse_threshold(
+    threshold: float | tuple[float, float] | str | None, has_weights: bool
+) -> tuple[float | None, float | None]:
+    """``(lower, upper)`` of ``rollout_is_threshold``, as a number, a pair, or verl's ``"lower_upper"``.
+
+    Args:
+        has_weights: whether the call has the ``rollout_is_weights`` that it bounds.
+
+    Raises:
+        TypeError, ValueError: it is none of these, or bounds nothing.
+    """
+    if threshold is None:
+        return None, None
     what = "rollout_is_threshold"
     remedy = "One number truncates (TIS), two mask what lies outside (IcePop)."
     expected = 'a number, a pair (lower, upper), or "lower_upper"'
-    if threshold is None:
-        return None, None
     parts = threshold
     if isinstance(threshold, str):
         try:
@@ -372,7 +444,9 @@ def parse_threshold(threshold: float | tuple[float, float] | str | None) -> tupl
         raise ValueError(message(what, expected, repr(threshold), remedy))
     for part in parts:
         check_positive(what, part, remedy)
-    if len(parts) == 1:
-        return None, parts[0]
-    check_at_least(what, parts[1], "its lower bound", parts[0], remedy)
-    return parts[0], parts[1]
+    if len(parts) == 2:
+        check_at_least(what, parts[1], "its lower bound", parts[0], remedy)
+    if not has_weights:
+        expected = f"a tensor, since {what} = {threshold!r}"
+        raise ValueError(message("rollout_is_weights", expected, None, "Pass the weights that it bounds."))
+    return (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])

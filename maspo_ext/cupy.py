@@ -1,4 +1,4 @@
-"""The policy loss of CuPy arrays: in and out without a copy, on CuPy's current stream. ``pip install maspo_ext[cupy]``.
+"""The policy loss of CuPy arrays: in and out without a copy, on CuPy's current stream. ``pip install '.[cupy]'`` in a checkout.
 
 CuPy has no autograd: the gradient comes with the loss, for a backward pass of the caller's own.
 """

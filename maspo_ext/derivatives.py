@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+from maspo_ext.checks import message
+
 
 class _Refused(torch.autograd.Function):
     """The identity on the gradient, in the graph only so that asking for its derivative raises."""
@@ -16,23 +18,43 @@ class _Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _):
+        got = "a derivative of the gradient (create_graph=True, gradient penalty, Hessian)"
         raise RuntimeError(
-            f"maspo_ext: torch.ops.maspo.{ctx.op} has no second derivative: expected one backward pass, got a derivative of the "
-            f"gradient (create_graph=True, gradient penalty, Hessian). Use {ctx.alternative} for that."
-        )
+            message(f"torch.ops.maspo.{ctx.op} has no second derivative", "one backward pass", got, f"Use {ctx.alternative} for that.")
+        )  # fmt: skip
 
 
 def is_known_one(grad_loss: torch.Tensor) -> bool:
-    """Whether a scalar loss's gradient is the 1 that ``loss.backward()`` starts with. On a GPU nobody knows without a wait."""
-    return not grad_loss.is_cuda and grad_loss.item() == 1
+    """Whether a scalar loss's gradient is the 1 that ``loss.backward()`` starts with. On a GPU nobody knows without a wait.
+
+    Of what ``is_plain``: the numbers of other tensors cannot be asked for.
+    """
+    return grad_loss.is_cpu and grad_loss.item() == 1
 
 
-def may_be_reused(saved: torch.Tensor) -> bool:
-    """Whether a backward function that runs now may write its result over ``saved``, a tensor that only its graph keeps.
+_MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
+
+
+def is_plain(*tensors: torch.Tensor) -> bool:
+    """Whether these have numbers that may be looked at, or written over with one another's.
+
+    Not those that torch.compile or make_fx traces, those without numbers (``meta``), and batches of vmap, as ``is_grads_batched``
+    and ``jacobian(vectorize=True)`` make them of the gradient of a loss.
+    """
+    return torch._C._get_dispatch_mode(_MAKE_FX) is None and not any(map(_is_special, tensors))
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    of = torch._C._functorch
+    return type(tensor) is not torch.Tensor or tensor.is_meta or of.is_batchedtensor(tensor) or of.is_legacy_batchedtensor(tensor)
+
+
+def may_be_reused(saved: torch.Tensor, by: torch.Tensor) -> bool:
+    """Whether a backward function that runs now may write its product with ``by`` over ``saved``, which only its graph keeps.
 
     Not where the graph is kept for another backward pass, and not while torch.compile traces, which finds memory itself.
     """
-    return type(saved) is torch.Tensor and not _keeps_graph()
+    return is_plain(saved, by) and not _keeps_graph()
 
 
 # What torch's own compiled functions ask before they write over saved tensors. Where a torch has it no more, memory is not reused.
@@ -49,10 +71,9 @@ def without_second(
 def refuse_forward_mode(name: str, value: torch.Tensor | None, op: str, alternative: str) -> None:
     """Without this, the tangent of a dual tensor would be dropped in silence."""
     if value is not None and forward_ad.unpack_dual(value).tangent is not None:
-        raise NotImplementedError(
-            f"maspo_ext: torch.ops.maspo.{op} has no forward-mode derivative: expected {name} without a tangent, got a dual "
-            f"tensor. Use reverse mode (loss.backward()), or {alternative}."
-        )
+        remedy = f"Use reverse mode (loss.backward()), or {alternative}."
+        what = f"torch.ops.maspo.{op} has no forward-mode derivative"
+        raise NotImplementedError(message(what, f"{name} without a tangent", "a dual tensor", remedy))
 
 
 # Whether a call is within torch.func's grad, vmap or the like; what torch's own autograd.Function asks.
@@ -68,20 +89,20 @@ def needs_dispatcher() -> bool:
     return torch.compiler.is_compiling() or is_transformed()
 
 
-def refuse_transforms(op: str, alternative: str) -> None:
+def refuse_transforms(what: str, alternative: str) -> None:
     """Before a gradient is asked for: torch.func's own error speaks of what a user cannot change."""
     if is_transformed():
-        raise NotImplementedError(
-            f"maspo_ext: torch.ops.maspo.{op} has no derivative by torch.func: expected a plain call, got one within grad, vjp, "
-            f"jacrev or the like. Use loss.backward() or torch.autograd.grad, or {alternative}."
-        )
+        remedy = f"Use loss.backward() or torch.autograd.grad, or {alternative}."
+        got = "one within grad, vjp, jacrev or the like"
+        raise NotImplementedError(message(f"{what} has no derivative by torch.func", "a plain call", got, remedy))
 
 
 def refuse_gradient_of_old(trained: str, old_log_prob: torch.Tensor | None) -> None:
     """Where nothing is trained but the old policy would be: two tensors of one shape that were swapped."""
     if torch.is_grad_enabled() and old_log_prob is not None and old_log_prob.requires_grad:
-        raise ValueError(
-            f"maspo_ext: old_log_prob: expected a tensor without gradient, since {trained} not require one, got one that requires grad. "
+        expected = f"a tensor without gradient, since {trained} not require one"
+        remedy = (
             "The policy that is trained comes first and the old one second (verl's own losses have it the other way round): swap "
             "them, or pass old_log_prob.detach()."
         )
+        raise ValueError(message("old_log_prob", expected, "one that requires grad", remedy))

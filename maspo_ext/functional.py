@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def policy_loss(
 
     Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
-    method = config_for(ratio_mode, config, hyper)
+    method = config_for(ratio_mode, config, hyper, "policy_loss")
     if old_log_prob is None:
         checks.check_tensor("log_prob", log_prob, checks.FLOAT_DTYPES, None)
         old_log_prob = log_prob.detach()
@@ -117,7 +118,9 @@ def policy_loss(
             method, tensors, all_reduce_sums, entropy=entropy, entropy_alpha=entropy_alpha, entropy_kappa=entropy_kappa,
             cu_seqlens=cu_seqlens, max_seqlen=max_seqlen,
         )  # fmt: skip
-    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold)
+    elif isinstance(method, BapoConfig):
+        _require_one_rank(dp_size)
+    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold, rollout_is_weights is not None)
     options = {
         "rollout_is_weights": rollout_is_weights,
         "rollout_is_lower": rollout_is_lower,
@@ -153,16 +156,21 @@ def policy_loss(
     return PolicyLossOutput(loss, PolicyLossStats(stats, names))
 
 
+def _require_one_rank(dp_size: Any) -> None:
+    """Without a reduction BAPO's ranks would find bounds of their own."""
+    if isinstance(dp_size, Real) and dp_size > 1:  # what is no number is refused with the other scalars
+        expected = f"a function that adds the search's sums over all {dp_size} data-parallel ranks, since dp_size > 1"
+        raise ValueError(checks.message("all_reduce_sums", expected, None, "Pass torch.distributed.all_reduce, or one of a group."))
+
+
 def _reduced_sums(method, tensors, all_reduce_sums, **shared) -> torch.Tensor:
     """BAPO's sums after the caller's reduction over ranks."""
     if not isinstance(method, BapoConfig):
-        raise ValueError(
-            f"maspo_ext: all_reduce_sums: expected None for {type(method).__name__}, got {all_reduce_sums!r}. Only bapo has sums: drop it."
-        )
+        expected = f"None for {type(method).__name__}"
+        raise ValueError(checks.message("all_reduce_sums", expected, repr(all_reduce_sums), "Only bapo has sums: drop it."))
     if not callable(all_reduce_sums):
-        raise TypeError(
-            f"maspo_ext: all_reduce_sums: expected a function of one tensor, got {all_reduce_sums!r}. torch.distributed.all_reduce is one."
-        )
+        remedy = "torch.distributed.all_reduce is one."
+        raise TypeError(checks.message("all_reduce_sums", "a function of one tensor", repr(all_reduce_sums), remedy))
     checks.check_tensors(
         *tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"]
     )

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from maspo_ext import checks
 from maspo_ext.config import config_for
+from maspo_ext.fronts import keywords_of, require_call_keywords
 from maspo_ext.functional import PolicyLossOutput, policy_loss
 from maspo_ext.logits.checks import check_entropy_coef, check_temperature, memory_budget_of
-from maspo_ext.logits.linear_loss import LinearLossOutput, linear_loss, refuse_bonus
+from maspo_ext.logits.linear_loss import (
+    LinearLossOutput,
+    keywords_of_linear_loss,
+    linear_loss,
+    refuse_bonus,
+    refuse_entropy,
+)
 from maspo_ext.methods import MethodConfig
 from maspo_ext.scalars import scalar_keywords
 
+_OF_THE_METHOD = {"ratio_mode", "config"}
 # Keywords of policy_loss that are settings of a run, with their defaults; the others are of a batch.
 _SETTINGS = {
     name: inspect.signature(policy_loss).parameters[name].default
@@ -47,6 +55,11 @@ class PolicyLoss(torch.nn.Module):
         TypeError, ValueError: a setting is wrong; here, and not at the first batch.
     """
 
+    # By what name the errors call it; the keywords that are settings; those that a call takes.
+    front: ClassVar[str] = "PolicyLoss"
+    settings: ClassVar[tuple[str, ...]] = tuple(_SETTINGS)
+    keywords_of_call: ClassVar[frozenset[str]] = frozenset(keywords_of(policy_loss)) - _OF_THE_METHOD
+
     def __init__(
         self,
         ratio_mode: str = "maspo",
@@ -57,22 +70,14 @@ class PolicyLoss(torch.nn.Module):
         super().__init__()
         settings["loss_agg_mode"] = loss_agg_mode
         self.ratio_mode = ratio_mode
-        self.config = config_for(ratio_mode, config, {k: v for k, v in settings.items() if k not in _SETTINGS})
+        hyper = {name: value for name, value in settings.items() if name not in _SETTINGS}
+        self.config = config_for(ratio_mode, config, hyper, self.front)
         self.options = {name: value for name, value in settings.items() if name in _SETTINGS}
         _check_settings(ratio_mode, self.config, **(_SETTINGS | self.options))
 
     def _keywords(self, options: dict[str, Any]) -> dict[str, Any]:
         """Those of the function, for one call."""
-        fixed = [name for name in options if name in ("ratio_mode", "config", *self.config.__dataclass_fields__)]
-        if fixed:
-            raise TypeError(
-                checks.message(
-                    type(self).__name__,
-                    "the method and its hyper-parameters at construction",
-                    f"{', '.join(fixed)} in a call",
-                    "Make another module, or call the function.",
-                )
-            )
+        require_call_keywords(self.front, options, type(self.config), self.keywords_of_call)
         return {"ratio_mode": self.ratio_mode, "config": self.config, **self.options, **options}
 
     def forward(
@@ -83,6 +88,15 @@ class PolicyLoss(torch.nn.Module):
         response_mask: torch.Tensor,
         **options: Any,
     ) -> PolicyLossOutput:
+        """:func:`maspo_ext.policy_loss` of a batch.
+
+        Args:
+            log_prob, old_log_prob, advantages, response_mask: as there.
+            **options: its other keywords but for the method and its hyper-parameters; a setting holds for this call alone.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as there.
+        """
         return policy_loss(log_prob, old_log_prob, advantages, response_mask, **self._keywords(options))
 
     def extra_repr(self) -> str:
@@ -96,7 +110,7 @@ def _check_settings(
     ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, loss_scale_factor: float | None, **scalars: Any
 ) -> None:
     """As the function would for a batch with every tensor."""
-    lower, upper = checks.parse_threshold(rollout_is_threshold)
+    lower, upper = checks.parse_threshold(rollout_is_threshold, True)
     scalar_keywords(
         config, ratio_mode, True, True, True, scalars["loss_agg_mode"], 1, None, None, loss_scale_factor,
         *(scalars[name] for name in ("dual_clip", "entropy_alpha", "entropy_kappa", "kl_type", "kl_coef")), lower, upper,
@@ -108,7 +122,7 @@ class LinearPolicyLoss(PolicyLoss):
 
     Args:
         ratio_mode, config, loss_agg_mode, **settings: as in :class:`PolicyLoss`.
-        temperature, memory_budget, entropy_coef: as in :func:`maspo_ext.linear_loss`.
+        temperature, memory_budget, entropy_coef: as in :func:`maspo_ext.linear_loss`; a call may give another, as it may the settings.
 
     ``forward(hidden, weight, target, old_log_prob, advantages, response_mask, bias=None, **options)`` takes the model's last
     hidden states, ``lm_head.weight`` and the tokens: for a model of transformers, without its logits::
@@ -118,6 +132,10 @@ class LinearPolicyLoss(PolicyLoss):
 
     The weight is an argument and not held, so that whoever shards it (FSDP, ZeRO) decides when it is whole.
     """
+
+    front = "LinearPolicyLoss"
+    settings = (*PolicyLoss.settings, "temperature", "memory_budget", "entropy_coef")
+    keywords_of_call = frozenset(keywords_of_linear_loss()) - _OF_THE_METHOD
 
     def __init__(
         self,
@@ -149,19 +167,21 @@ class LinearPolicyLoss(PolicyLoss):
         bias: torch.Tensor | None = None,
         **options: Any,
     ) -> LinearLossOutput:
+        """:func:`maspo_ext.linear_loss` of a batch.
+
+        Args:
+            hidden, weight, target, old_log_prob, advantages, response_mask, bias: as there.
+            **options: its other keywords but for the method and its hyper-parameters; a setting, ``temperature``, ``memory_budget``
+                and ``entropy_coef`` among them, holds for this call alone.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as there.
+        """
+        refuse_entropy(options)
+        settings = {"temperature": self.temperature, "memory_budget": self.memory_budget, "entropy_coef": self.entropy_coef}
         return linear_loss(
-            hidden,
-            weight,
-            target,
-            old_log_prob,
-            advantages,
-            response_mask,
-            temperature=self.temperature,
-            bias=bias,
-            memory_budget=self.memory_budget,
-            entropy_coef=self.entropy_coef,
-            **self._keywords(options),
-        )
+            hidden, weight, target, old_log_prob, advantages, response_mask, bias=bias, **(settings | self._keywords(options))
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}, memory_budget={self.memory_budget}, entropy_coef={self.entropy_coef}"

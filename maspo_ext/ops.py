@@ -50,7 +50,7 @@ class _Loss(torch.autograd.Function):
 
 def _gradient(grad_loss, dlogp, row_scale, dtype, *packed):
     """``loss_backward``, in the memory of ``dlogp`` where that can be: then there is one tensor of the batch's size."""
-    if dlogp.dtype != dtype or not may_be_reused(dlogp):
+    if dlogp.dtype != dtype or not may_be_reused(dlogp, grad_loss):
         return torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, dtype, *packed)
     if not is_known_one(grad_loss):  # on a CPU, where dlogp has its scale already
         torch.ops.maspo.loss_backward_out(grad_loss, dlogp, row_scale, *packed, grad=dlogp)
@@ -123,7 +123,7 @@ def prepared(
     if entropy is not None:
         shared |= {"entropy": entropy} | {name: scalars[name] for name in ("entropy_alpha", "entropy_kappa")}
     if cu_seqlens is not None:
-        shared |= {"cu_seqlens": _as_int64(cu_seqlens), "max_seqlen": max_seqlen}
+        shared |= _packed(cu_seqlens, max_seqlen)
     keywords = {**scalars, **shared}
     for name, value in (
         ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size) if search else None),
@@ -144,7 +144,7 @@ def loss_of(log_prob, tensors, keywords):
     """``maspo::loss`` of what ``prepared`` gave: ``(loss, stats)``, differentiable in log_prob."""
     refuse_forward_mode("log_prob", log_prob, "loss", _TWIN)
     if torch.is_grad_enabled() and log_prob.requires_grad:
-        refuse_transforms("loss", _TWIN)
+        refuse_transforms("torch.ops.maspo.loss", _TWIN)
         return _Loss.apply(log_prob, tensors, keywords)
     refuse_gradient_of_old("log_prob does", tensors[0])
     with torch.no_grad():  # whatever the others require, there is no way back to them
@@ -174,15 +174,13 @@ def _config(ratio_mode, named, hyper):
     config_class = config_class_of(ratio_mode)
     if config_class is MaspoConfig:
         if hyper:
-            raise ValueError(
-                f"maspo_ext: hyper: expected nothing for ratio_mode='maspo', got {list(hyper)}. Its hyper-parameters are the named arguments."
-            )
+            remedy = "Its hyper-parameters are the named arguments."
+            raise ValueError(checks.message("hyper", "nothing for ratio_mode='maspo'", list(hyper), remedy))
         hyper = named.values()
     elif changed := [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]:
-        raise ValueError(
-            f"maspo_ext: {', '.join(changed)}: expected the default for ratio_mode={ratio_mode!r}, got {named[changed[0]]!r}. "
-            f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
-        )
+        expected = f"the default for ratio_mode={ratio_mode!r}"
+        remedy = f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
+        raise ValueError(checks.message(", ".join(changed), expected, repr(named[changed[0]]), remedy))
     return _checked(config_class, tuple(hyper))
 
 
@@ -192,32 +190,30 @@ def _checked(config_class, hyper):
     return config_class.from_hyper(hyper)
 
 
-def _as_int64(cu_seqlens):
-    return None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
+def _packed(cu_seqlens, max_seqlen):
+    """As the kernels read them; an int of NumPy is none for the dispatcher."""
+    whole = max_seqlen if isinstance(max_seqlen, torch.SymInt) else int(max_seqlen)
+    return {"cu_seqlens": cu_seqlens.to(torch.int64).contiguous(), "max_seqlen": whole}
 
 
-def local_bapo_sums(config, log_prob, *tensors, cu_seqlens=None, **shared):
+def local_bapo_sums(config, log_prob, *tensors, cu_seqlens=None, max_seqlen=None, **shared):
     """The sums of this call's tokens by which BAPO's search decides; float64, without gradient."""
-    return torch.ops.maspo.bapo_sums(
-        log_prob.detach(), *tensors, **config.candidates, **shared, cu_seqlens=_as_int64(cu_seqlens)
-    )
+    if cu_seqlens is not None:
+        shared |= _packed(cu_seqlens, max_seqlen)
+    return torch.ops.maspo.bapo_sums(log_prob.detach(), *tensors, **config.candidates, **shared)
 
 
 def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
     """What BAPO's search finds, on the device; None for every other method."""
     if not isinstance(config, BapoConfig):
         if bapo_sums is not None:
-            raise ValueError(
-                "maspo_ext: bapo_sums: expected None for a ratio_mode other than 'bapo', got a tensor. Drop it."
-            )
+            raise ValueError(checks.message("bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop it."))
         return None
     if bapo_sums is None:
         if dp_size > 1:
-            raise ValueError(
-                f"maspo_ext: bapo_sums: expected the sums over all {dp_size} data-parallel ranks, since dp_size > 1, got None. "
-                "Pass all_reduce_sums to policy_loss, or add torch.ops.maspo.bapo_sums(...) over the ranks (all_reduce) and pass the "
-                "result: the op runs no collective of its own."
-            )
+            expected = f"the sums over all {dp_size} data-parallel ranks, since dp_size > 1"
+            remedy = "Add torch.ops.maspo.bapo_sums(...) over the ranks (all_reduce) and pass the result: the op runs no collective of its own."
+            raise ValueError(checks.message("bapo_sums", expected, None, remedy))
         bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared)
     return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates, **config.search())
 

@@ -11,6 +11,7 @@ from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.entropy_adv import check_entropy_adv
 
 _ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
+_PASS_ENTROPY = "Pass the entropy of each token, [B, T]."
 
 
 def scalar_keywords(*call: Any) -> dict[str, Any]:
@@ -92,20 +93,15 @@ def _entropy_adv(
     of_method = config.entropy_adv()
     if of_method is not None:
         if not has_entropy:
-            raise ValueError(
-                f"maspo_ext: entropy: expected a tensor for ratio_mode={ratio_mode!r}, got None. Pass the entropy of each token, [B, T]."
-            )
+            raise ValueError(checks.message("entropy", f"a tensor for ratio_mode={ratio_mode!r}", None, _PASS_ENTROPY))
         if (entropy_alpha, entropy_kappa) != _ENTROPY_DEFAULTS:
-            raise ValueError(
-                f"maspo_ext: entropy_alpha, entropy_kappa: expected the defaults for ratio_mode={ratio_mode!r}, got {entropy_alpha!r}, "
-                f"{entropy_kappa!r}. Its own alpha and kappa are hyper-parameters of the mode."
-            )
+            expected, got = f"the defaults for ratio_mode={ratio_mode!r}", f"{entropy_alpha!r}, {entropy_kappa!r}"
+            remedy = "Its own alpha and kappa are hyper-parameters of the mode."
+            raise ValueError(checks.message("entropy_alpha, entropy_kappa", expected, got, remedy))
         return of_method
     if (entropy_alpha, entropy_kappa) == _ENTROPY_DEFAULTS:
         return _ENTROPY_DEFAULTS
     check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
     if entropy_alpha != 0 and not has_entropy:
-        raise ValueError(
-            f"maspo_ext: entropy: expected a tensor, since entropy_alpha = {entropy_alpha!r}, got None. Pass the entropy of each token, [B, T]."
-        )
+        raise ValueError(checks.message("entropy", f"a tensor, since entropy_alpha = {entropy_alpha!r}", None, _PASS_ENTROPY))
     return entropy_alpha, entropy_kappa

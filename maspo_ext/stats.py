@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from maspo_ext.checks import did_you_mean, message
 from maspo_ext.config import config_class_of
 
 _OF_CLIP = ("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower")
@@ -75,10 +76,26 @@ class PolicyLossStats(NamedTuple):
     Attributes:
         tensor: float64 ``[NUM_STATS]``, on the device of the inputs.
         names: what each number is; see :func:`stat_names`.
+
+    ``stats["actor/ratio_mean"]`` is one of them, on the device.
     """
 
     tensor: torch.Tensor
     names: tuple[str | None, ...]
+
+    def __getitem__(self, key: Any) -> Any:
+        """By a name that statistic, a scalar that is still on the device; by a number or slice what a tuple has there.
+
+        Raises:
+            KeyError: the call has no statistic of that name.
+        """
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        if key not in self.names:
+            there = [name for name in self.names if name is not None]
+            remedy = did_you_mean(key, there, "The others come with a ratio_mode or an option.")
+            raise KeyError(message("stats", f"one of {', '.join(there)}", repr(key), remedy))
+        return self.tensor[self.names.index(key)]
 
     def to_dict(self) -> dict[str, float]:
         """The statistics that the method has as python floats, by one copy from the device (which waits for it).
@@ -88,8 +105,7 @@ class PolicyLossStats(NamedTuple):
         """
         named = {name: value for name, value in zip(self.names, self.tensor.tolist(), strict=True) if name is not None}
         if invalid := named.pop(INVALID_TARGETS, 0):
-            raise IndexError(
-                f"maspo_ext: target: expected words of the vocabulary at all unmasked tokens, got others at {invalid:.0f} of them; "
-                "their log_prob is NaN. Check the tokenizer against the model."
-            )
+            expected = "words of the vocabulary at all unmasked tokens"
+            got = f"others at {invalid:.0f} of them; their log_prob is NaN"
+            raise IndexError(message("target", expected, got, "Check the tokenizer against the model."))
         return named

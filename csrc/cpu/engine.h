@@ -14,9 +14,18 @@ inline int64_t rows_per_unit(int64_t cols) {
   return cols >= kCpuPieceTokens ? 1 : kCpuPieceTokens / cols;
 }
 
-inline Tiling cpu_tiling(int64_t rows, int64_t cols) {
-  const int64_t pieces = cols > kCpuPieceTokens ? ceil_div(cols, kCpuPieceTokens) : 1;
-  return {kCpuPieceTokens, pieces, ceil_div(rows, rows_per_unit(cols)) * pieces};
+inline int64_t longest_row(const Batch& b) {
+  if (b.cu_seqlens == nullptr) return b.cols;
+  int64_t longest = 0;
+  for (int64_t row = 0; row < b.rows; ++row) longest = bounded(row_span(b, row).last, longest, b.cols);
+  return longest;
+}
+
+// Without the pieces that would be empty in every row of a packed batch: a caller's max_seqlen may be of any size.
+inline Tiling cpu_tiling(const Batch& b) {
+  const int64_t width = longest_row(b);
+  const int64_t pieces = width > kCpuPieceTokens ? ceil_div(width, kCpuPieceTokens) : 1;
+  return {kCpuPieceTokens, pieces, ceil_div(b.rows, rows_per_unit(b.cols)) * pieces};
 }
 
 // A pass over one unit. Units are independent of each other.

@@ -20,8 +20,8 @@ namespace {
 
 BapoCandidates candidates_of(const std::vector<double>& lower, const std::vector<double>& upper) {
   STD_TORCH_CHECK(!lower.empty() && !upper.empty() && lower.size() + upper.size() <= kMaxBapoCandidates,
-                  "maspo: BAPO's search takes 1 to ", kMaxBapoCandidates, " candidates for both bounds together, got ",
-                  lower.size(), " and ", upper.size());
+                  "maspo_ext: lower, upper: expected 1 or more candidates each and at most ", kMaxBapoCandidates,
+                  " together, got ", lower.size(), " and ", upper.size(), ". Pass BapoConfig(...).candidates.");
   BapoCandidates c = {};
   c.lower_count = static_cast<int32_t>(lower.size());
   c.upper_count = static_cast<int32_t>(upper.size());
@@ -35,7 +35,7 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
                  std::optional<int64_t> max_seqlen) {
   BapoParams params = {};
   params.candidates = candidates_of(lower, upper);
-  params.batch = batch_of(log_prob, cu_seqlens, max_seqlen);
+  params.batch = batch_of(log_prob, "log_prob", cu_seqlens, max_seqlen);
   const ViewReader view(params.batch, log_prob);
   params.log_prob = view(log_prob, "log_prob");
   params.old_log_prob = view(old_log_prob, "old_log_prob");
@@ -64,7 +64,7 @@ Tensor bapo_sums(Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor
 #endif
   const CpuKernels& kernels = chosen_cpu_kernels();
   const BapoUnit sum_unit = params.log_prob.dtype == kFloat64 ? kernels.bapo_double : kernels.bapo_float;
-  params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
+  params.tiling = cpu_tiling(params.batch);
   return run(params.tiling.units, [&] {
     for_each_on_threads(params.tiling.units, 1, [&](int64_t unit) { sum_unit(params, unit); });
     finish_bapo_cpu(params);
@@ -76,7 +76,9 @@ Tensor bapo_bounds(Tensor sums, std::vector<double> lower, std::vector<double> u
   const BapoCandidates candidates = candidates_of(lower, upper);
   STD_TORCH_CHECK(sums.scalar_type() == ScalarType::Double && sums.is_contiguous() && sums.dim() == 1 &&
                       sums.size(0) == candidate_count(candidates),
-                  "maspo: bapo_bounds takes what bapo_sums returned for the same candidates");
+                  "maspo_ext: sums (bapo_sums of torch.ops.maspo.loss): expected what torch.ops.maspo.bapo_sums returned for the ",
+                  candidate_count(candidates), " candidates, got ", torch::headeronly::toString(sums.scalar_type()),
+                  " of shape ", shape_of(sums), ". Add it up over ranks as it is.");
   Tensor bounds = new_contiguous(sums, {kNumClipBounds}, ScalarType::Double);
   const auto* data = static_cast<const double*>(sums.const_data_ptr());
 #if defined(MASPO_WITH_CUDA)

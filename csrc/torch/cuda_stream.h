@@ -15,8 +15,8 @@ inline CudaPlace current_cuda_place(const Tensor& t) {
   static const GetStream get_stream = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
     void* symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
-    STD_TORCH_CHECK(symbol != nullptr, "maspo: torch's current CUDA stream cannot be asked for: expected ",
-                    "aoti_torch_get_current_cuda_stream in libtorch_cuda.so; use torch 2.11 or newer");
+    STD_TORCH_CHECK(symbol != nullptr, "maspo_ext: torch's current CUDA stream: expected aoti_torch_get_current_cuda_stream in ",
+                    "libtorch_cuda.so, got a library without it. Use torch 2.11 or newer.");
     return reinterpret_cast<GetStream>(symbol);
   }();
   CudaPlace place = {t.get_device_index(), nullptr};
@@ -25,7 +25,8 @@ inline CudaPlace current_cuda_place(const Tensor& t) {
 }
 
 inline void check_cuda(int error, const char* what) {
-  STD_TORCH_CHECK(error == 0, "maspo: ", what, " failed on the GPU: ", cuda_error_text(error));
+  STD_TORCH_CHECK(error == 0, "maspo_ext: ", what, ": expected its kernels to run, got ", cuda_error_text(error),
+                  ". After an earlier error, or with arguments of another device: CUDA_LAUNCH_BLOCKING=1 shows which call it was.");
 }
 
 }  // namespace maspo

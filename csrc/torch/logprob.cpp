@@ -61,16 +61,19 @@ void read_rows(const Tensor& logits, const Tensor& target, const Vocabulary& voc
                Targets& targets) {
   const RowStrides strides = row_strides(logits, "logits");
   const DType dtype = dtype_of(logits.scalar_type(), "logits");
-  STD_TORCH_CHECK(is_floating(dtype), "maspo: logits must be floating point");
+  STD_TORCH_CHECK(is_floating(dtype), "maspo_ext: logits: expected a dtype of floats, got ",
+                  torch::headeronly::toString(logits.scalar_type()), ". Cast them: logits.to(torch.float32).");
   rows = {logits.const_data_ptr(), dtype, strides.outer, strides.inner, strides.outer_stride, strides.inner_stride,
           logits.size(logits.dim() - 1)};
   STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long && target.is_contiguous() && is_on(target, logits) &&
                       target.numel() == row_count(rows),
-                  "maspo: target must be contiguous, int64, one per row of logits, and on their device");
+                  "maspo_ext: target: expected contiguous int64 on the device of logits, one per row of ", shape_of(logits), ", got ",
+                  torch::headeronly::toString(target.scalar_type()), " of shape ", shape_of(target),
+                  ". Call torch.ops.maspo.logprob, which converts it, or .to(torch.int64).contiguous().");
   const int64_t all_words = vocabulary.all_words.value_or(rows.words);
   STD_TORCH_CHECK(rows.words >= 1 && vocabulary.first_word >= 0 && vocabulary.first_word + rows.words <= all_words,
-                  "maspo: the words [", vocabulary.first_word, ", ", vocabulary.first_word + rows.words,
-                  ") are not of a vocabulary of ", all_words);
+                  "maspo_ext: first_word: expected 0 to all_words - ", rows.words, " = ", all_words - rows.words, ", got ",
+                  vocabulary.first_word, ". Where in the vocabulary of all_words = ", all_words, " does this shard begin?");
   targets = {static_cast<const int64_t*>(target.const_data_ptr()), vocabulary.ignore_index, vocabulary.first_word,
              all_words};
 }
@@ -123,7 +126,9 @@ std::tuple<Tensor, Tensor, Tensor> logprob_forward(Tensor logits, Tensor target,
 
 const void* row_data(const Tensor& t, const Tensor& logits, int64_t rows, ScalarType type) {
   STD_TORCH_CHECK(t.is_contiguous() && t.numel() == rows && t.scalar_type() == type && is_on(t, logits),
-                  "maspo: logprob_backward takes what logprob_forward returned, and contiguous gradients of it");
+                  "maspo_ext: dlog_prob, dentropy, entropy, state: expected what logprob_forward returned, and contiguous gradients of "
+                  "it, on the device of logits, got ", torch::headeronly::toString(t.scalar_type()), " of shape ", shape_of(t),
+                  ". Pass them as they are, gradients as .contiguous().");
   return t.const_data_ptr();
 }
 
@@ -152,11 +157,13 @@ void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tens
   STD_TORCH_CHECK(is_on(grad, logits) && grad.numel() == logits.numel() &&
                       grad.size(grad.dim() - 1) == as.words && strides.outer == as.outer && strides.inner == as.inner &&
                       is_floating(params.grad_dtype) && arithmetic_type(params.grad_dtype) == type,
-                  "maspo: grad must have the shape of logits, and a dtype with the same arithmetic");
+                  "maspo_ext: grad: expected shape ", shape_of(logits), " (that of logits), their device, and a dtype with the same "
+                  "arithmetic, got ", torch::headeronly::toString(grad.scalar_type()), " of shape ", shape_of(grad),
+                  ". Make it with torch.empty_like.");
   STD_TORCH_CHECK(params.grad != as.data ||
                       (params.grad_dtype == as.dtype && strides.inner_stride == as.inner_stride &&
                        (as.outer == 1 || strides.outer_stride == as.outer_stride)),
-                  "maspo: grad in the memory of logits must have their dtype and strides");
+                  "maspo_ext: grad: expected the dtype and strides of logits, since it has their memory, got others. Pass logits itself.");
 #if defined(MASPO_WITH_CUDA)
   if (logits.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());

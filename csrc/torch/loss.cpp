@@ -21,10 +21,18 @@ namespace maspo {
 namespace {
 
 template <size_t N>
+std::string listed(const char* const (&names)[N]) {
+  std::string text = names[0];
+  for (size_t i = 1; i < N; ++i) text = text + ", " + names[i];
+  return text;
+}
+
+template <size_t N>
 int32_t index_of(const char* const (&names)[N], const std::string& name, const char* what) {
   const auto* end = names + N;
   const auto* found = std::find(names, end, name);
-  STD_TORCH_CHECK(found != end, "maspo: unknown ", what, " '", name, "'");
+  STD_TORCH_CHECK(found != end, "maspo_ext: ", what, ": expected one of ", listed(names), ", got '", name,
+                  "'. Choose one of these, or call torch.ops.maspo.loss, which takes verl's names.");
   return static_cast<int32_t>(found - names);
 }
 
@@ -52,7 +60,7 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
 }
 
 void forward_on_cpu(LossParams& params) {
-  params.tiling = cpu_tiling(params.batch.rows, params.batch.cols);
+  params.tiling = cpu_tiling(params.batch);
   // Not tensors: the way through torch to an allocation takes as long as a small batch.
   const std::unique_ptr<RowSums[]> pieces(new RowSums[piece_count(params.batch, params.tiling)]);
   const std::unique_ptr<StatSums<double>[]> units(new StatSums<double>[params.tiling.units]);
@@ -73,10 +81,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
     std::optional<double> rollout_is_lower, std::optional<double> rollout_is_upper, std::optional<Tensor> cu_seqlens,
     std::optional<int64_t> max_seqlen, bool need_grad) {
   LossParams params = {};
-  params.batch = batch_of(log_prob, cu_seqlens, max_seqlen);
+  params.batch = batch_of(log_prob, "log_prob", cu_seqlens, max_seqlen);
   const ViewReader view(params.batch, log_prob);
   params.log_prob = view(log_prob, "log_prob");
-  STD_TORCH_CHECK(is_floating(params.log_prob.dtype), "maspo: log_prob must be floating point");
+  STD_TORCH_CHECK(is_floating(params.log_prob.dtype), "maspo_ext: log_prob: expected a dtype of floats, got ",
+                  torch::headeronly::toString(log_prob.scalar_type()), ". Cast it: log_prob.to(torch.float32).");
   params.old_log_prob = view(old_log_prob, "old_log_prob");
   params.advantages = view(advantages, "advantages");
   params.response_mask = view(response_mask, "response_mask");
@@ -85,13 +94,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   params.ref_log_prob = view(ref_log_prob, "ref_log_prob");
 
   params.method = index_of(kMethodNames, method, "method");
-  STD_TORCH_CHECK(hyper.size() <= kMaxHyper, "maspo: at most ", kMaxHyper, " hyper-parameters, got ", hyper.size());
+  STD_TORCH_CHECK(hyper.size() <= kMaxHyper, "maspo_ext: hyper: expected at most ", kMaxHyper, " hyper-parameters, got ",
+                  hyper.size(), ". Pass kernel_hyper() of the method's config class.");
   std::copy(hyper.begin(), hyper.end(), params.hyper);
   if (clip_bounds) {
     STD_TORCH_CHECK(params.method == kMethodClip && clip_bounds->numel() == kNumClipBounds &&
                         clip_bounds->scalar_type() == ScalarType::Double && clip_bounds->is_contiguous() &&
                         clip_bounds->device() == log_prob.device(),
-                    "maspo: clip_bounds must be what bapo_bounds returned, for method 'clip'");
+                    "maspo_ext: clip_bounds: expected what bapo_bounds returned, with method='clip', got ",
+                    torch::headeronly::toString(clip_bounds->scalar_type()), " of shape ", shape_of(*clip_bounds),
+                    " with method='", method, "'. Pass it as it is, or drop it.");
     params.clip_bounds = static_cast<const double*>(clip_bounds->const_data_ptr());
   }
   // A trailing "+" asks for the straight-through form, as in verl.
@@ -138,19 +150,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
 
 void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::optional<Tensor> cu_seqlens,
                        std::optional<int64_t> max_seqlen, Tensor grad) {
-  const Batch batch = batch_of(dlogp, cu_seqlens, max_seqlen);
-  STD_TORCH_CHECK(dlogp.is_contiguous() && row_scale.is_contiguous() && row_scale.numel() == batch.rows &&
-                      grad_loss.numel() == 1,
-                  "maspo: loss_backward takes what loss_forward returned");
+  const Batch batch = batch_of(dlogp, "dlogp", cu_seqlens, max_seqlen);
   const DType type = dtype_of(grad.scalar_type(), "log_prob");
-  STD_TORCH_CHECK(is_floating(type) && dlogp.scalar_type() == arithmetic_type(type) &&
-                      grad_loss.scalar_type() == dlogp.scalar_type() && row_scale.scalar_type() == ScalarType::Double,
-                  "maspo: loss_backward takes what loss_forward returned, with the dtype of its log_prob");
-  STD_TORCH_CHECK(grad_loss.device() == dlogp.device() && row_scale.device() == dlogp.device() &&
-                      grad.device() == dlogp.device(),
-                  "maspo: loss_backward takes tensors of one device");
-  STD_TORCH_CHECK(grad.is_contiguous() && grad.numel() == dlogp.numel(),
-                  "maspo: grad must be contiguous, with the shape of dlogp");
+  STD_TORCH_CHECK(dlogp.is_contiguous() && row_scale.is_contiguous() && row_scale.numel() == batch.rows &&
+                      is_floating(type) && dlogp.scalar_type() == arithmetic_type(type) &&
+                      row_scale.scalar_type() == ScalarType::Double && row_scale.device() == dlogp.device(),
+                  "maspo_ext: dlogp, row_scale: expected what loss_forward returned for log_prob of dtype ",
+                  torch::headeronly::toString(grad.scalar_type()), ", got ",
+                  torch::headeronly::toString(dlogp.scalar_type()), " of shape ", shape_of(dlogp), " and ",
+                  torch::headeronly::toString(row_scale.scalar_type()), " of shape ", shape_of(row_scale),
+                  ". Pass them as they are.");
+  STD_TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == dlogp.scalar_type() &&
+                      grad_loss.device() == dlogp.device(),
+                  "maspo_ext: grad_loss: expected one number of the dtype and on the device of dlogp, got ",
+                  torch::headeronly::toString(grad_loss.scalar_type()), " of shape ", shape_of(grad_loss),
+                  ". Pass the gradient of the loss.");
+  STD_TORCH_CHECK(grad.is_contiguous() && grad.numel() == dlogp.numel() && grad.device() == dlogp.device(),
+                  "maspo_ext: grad: expected a contiguous tensor of shape ", shape_of(dlogp), " on the device of dlogp, got shape ",
+                  shape_of(grad), ". Make it with torch.empty_like.");
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());

@@ -37,7 +37,8 @@ inline DType dtype_of(ScalarType type, const char* name) {
     case ScalarType::Long:
       return kInt64;
     default:
-      STD_TORCH_CHECK(false, "maspo: ", name, " has a dtype that the kernels cannot read; cast it to float32 or bool");
+      STD_TORCH_CHECK(false, "maspo_ext: ", name, ": expected a dtype of floats, integers or bool, got ",
+                      torch::headeronly::toString(type), ". Cast it to float32, or a mask to bool.");
   }
 }
 
@@ -61,6 +62,13 @@ inline Tensor new_contiguous(const Tensor& like, const std::vector<int64_t>& siz
   return Tensor(made);
 }
 
+// As Python shows it.
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "[";
+  for (int64_t dim = 0; dim < t.dim(); ++dim) text += (dim ? ", " : "") + std::to_string(t.size(dim));
+  return text + "]";
+}
+
 template <class T>
 T* data_of(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
@@ -76,17 +84,24 @@ inline void check_rows(const Batch& b) {
   }
 }
 
-// `like` is [B, T], or [total_tokens] where cu_seqlens is given.
-inline Batch batch_of(const Tensor& like, const std::optional<Tensor>& cu_seqlens, std::optional<int64_t> max_seqlen) {
+// `like`, which errors call `name`, is [B, T], or [total_tokens] where cu_seqlens is given.
+inline Batch batch_of(const Tensor& like, const char* name, const std::optional<Tensor>& cu_seqlens,
+                      std::optional<int64_t> max_seqlen) {
   if (!cu_seqlens) {
-    STD_TORCH_CHECK(like.dim() == 2, "maspo: log_prob must have shape [B, T], got ", like.dim(), " dimensions");
+    STD_TORCH_CHECK(like.dim() == 2, "maspo_ext: ", name, ": expected shape [B, T], got ", shape_of(like),
+                    ". Pad the sequences to one width, or pass cu_seqlens.");
     return {like.size(0), like.size(1), nullptr, like.numel()};
   }
-  STD_TORCH_CHECK(like.dim() == 1, "maspo: with cu_seqlens, log_prob must have shape [total_tokens]");
+  STD_TORCH_CHECK(like.dim() == 1, "maspo_ext: ", name, ": expected shape [total_tokens], since cu_seqlens is given, got ",
+                  shape_of(like), ". Flatten it, or drop cu_seqlens.");
   STD_TORCH_CHECK(cu_seqlens->dim() == 1 && cu_seqlens->size(0) >= 1 && cu_seqlens->is_contiguous() &&
                       cu_seqlens->scalar_type() == ScalarType::Long && cu_seqlens->device() == like.device(),
-                  "maspo: cu_seqlens must be contiguous, int64, of shape [B + 1], and on log_prob's device");
-  STD_TORCH_CHECK(max_seqlen && *max_seqlen >= 0, "maspo: cu_seqlens needs max_seqlen");
+                  "maspo_ext: cu_seqlens: expected contiguous int64 of shape [B + 1] on the device of ", name, ", got ",
+                  torch::headeronly::toString(cu_seqlens->scalar_type()), " of shape ", shape_of(*cu_seqlens),
+                  ". Call torch.ops.maspo.loss, which converts it, or .to(torch.int64).contiguous().");
+  STD_TORCH_CHECK(max_seqlen && *max_seqlen >= 0,
+                  "maspo_ext: max_seqlen: expected a number >= 0, since cu_seqlens is given, got ",
+                  max_seqlen ? std::to_string(*max_seqlen) : "None", ". It is the length of the longest sequence.");
   const Batch batch = {cu_seqlens->size(0) - 1, *max_seqlen,
                        static_cast<const int64_t*>(cu_seqlens->const_data_ptr()), like.numel()};
   STD_TORCH_CHECK(batch.rows > 0 || batch.tokens == 0, "maspo_ext: cu_seqlens: expected the sequences of ", batch.tokens,
@@ -101,7 +116,8 @@ class ViewReader {
   ViewReader(const Batch& batch, const Tensor& log_prob) : batch_(batch), log_prob_(log_prob) {}
 
   View operator()(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.device() == log_prob_.device(), "maspo: ", name, " must be on log_prob's device");
+    STD_TORCH_CHECK(t.device() == log_prob_.device(), "maspo_ext: ", name,
+                    ": expected the device of log_prob, got another. Move it: ", name, ".to(log_prob.device).");
     const DType dtype = dtype_of(t.scalar_type(), name);
     const int64_t dim = t.dim();
     const bool packed = batch_.cu_seqlens != nullptr;
@@ -110,8 +126,9 @@ class ViewReader {
       return {t.const_data_ptr(), t.stride(0), t.stride(1), dtype};
     }
     const bool column = dim == 2 && t.size(1) == 1;
-    STD_TORCH_CHECK((column || (dim == 1 && !packed)) && t.size(0) == batch_.rows, "maspo: ", name,
-                    " must have the shape of log_prob, [B, 1], or, without cu_seqlens, [B], with B = ", batch_.rows);
+    STD_TORCH_CHECK((column || (dim == 1 && !packed)) && t.size(0) == batch_.rows, "maspo_ext: ", name, ": expected shape ",
+                    shape_of(log_prob_), " (that of log_prob)", packed ? " or [B, 1]" : ", [B, 1] or [B]", " with B = ",
+                    batch_.rows, ", got ", shape_of(t), ". Slice or expand it to match.");
     return {t.const_data_ptr(), t.stride(0), 0, dtype};
   }
 

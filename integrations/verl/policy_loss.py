@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import verl.workers.config
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
+from maspo_ext.checks import did_you_mean
+
 from . import actor_config, distillation, registration
-from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, parse_ratio_clip
+from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, keys, parse_ratio_clip
 from .ratio_modes import FUSED, PPO, ratio_mode_of, registry_name
 from .versions import require_supported_verl
 
@@ -38,6 +41,15 @@ class PolicyLossConfig(verl.workers.config.PolicyLossConfig):
     """
 
     ratio_clip: RatioClipConfig = field(default_factory=RatioClipConfig)
+
+    def __new__(cls, *_: Any, **given: Any) -> PolicyLossConfig:
+        """Refuses keys of ``ratio_clip`` one level too high, of which the generated constructor would not say where they belong."""
+        for name, value in given.items():
+            if name in keys():
+                raise key_error(
+                    f"{POLICY_LOSS_KEY}.{name}", "this key one level below, under ratio_clip", value, f"Set {KEY}.{name}={value}."
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         # verl 0.9 has none; a later one may.
@@ -77,7 +89,10 @@ def _loss_mode(loss_mode: str, ratio_mode: str) -> str:
 
 
 def _require_no_misspelt_mode(loss_mode: str) -> None:
-    """verl says of an unknown loss only when it is called, after the first rollout; a loss of the user's own may still come."""
+    """verl says of an unknown loss only when it is called, after the first rollout.
+
+    A loss of the user's own may still come, by a name like one of verl's, too: what resembles none of our modes is warned of only.
+    """
     if loss_mode in POLICY_LOSS_REGISTRY:
         return
     close = get_close_matches(str(loss_mode).lower().removeprefix("maspo_ext."), FUSED, n=1, cutoff=0.75)
@@ -88,6 +103,12 @@ def _require_no_misspelt_mode(loss_mode: str) -> None:
             loss_mode,
             f"Did you mean {KEY}.ratio_mode={close[0]}?",
         )
+    known = ", ".join(sorted(POLICY_LOSS_REGISTRY))
+    _log.warning(
+        "maspo_ext: %s.loss_mode: expected a loss that is registered (%s), got %r. %s If your own code registers it later, all is well; "
+        "otherwise verl stops at the first update.",
+        POLICY_LOSS_KEY, known, loss_mode, did_you_mean(loss_mode, POLICY_LOSS_REGISTRY, "Check the spelling."),
+    )  # fmt: skip
 
 
 def _require_no_switch(ratio_clip: RatioClipConfig, loss_mode: str) -> None:

@@ -135,10 +135,18 @@ class _RatioClip(BaseConfig):
             ValueError: a value is of the wrong type or out of range; the message names the full key.
         """
         hyper = {name: getattr(self, f"{ratio_mode}_{name}") for name in hyper_names(ratio_mode)}
+        for name, value in hyper.items():
+            _require_no_yaml_inf(f"{KEY}.{ratio_mode}_{name}", value)
         try:
             return RATIO_MODES[ratio_mode](**hyper, **of_actor)
         except (TypeError, ValueError) as error:
             raise ValueError(_with_full_keys(str(error), ratio_mode)) from error
+
+
+def _require_no_yaml_inf(key: str, value: Any) -> None:
+    """A YAML file has ``.inf``; Hydra's command line reads that as a word."""
+    if isinstance(value, str) and value.lower() in (".inf", "+.inf"):
+        raise key_error(key, "a number", value, f"On a command line it has no dot: {key}=inf.")
 
 
 def _with_full_keys(message: str, ratio_mode: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -27,9 +28,14 @@ def memory_budget_of(memory_budget: Any) -> int | None:
     return whole_number("memory_budget", memory_budget, 1, "It is in bytes; None takes the default of the device.")
 
 
-def check_ignore_index(ignore_index: Any) -> None:
-    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-        raise TypeError(message("ignore_index", "an int", repr(ignore_index), "-100 is the default; no word is ignored where no target has it."))  # fmt: skip
+def ignore_index_of(ignore_index: Any) -> int:
+    """That of a call, checked."""
+    remedy = "-100 is the default; no word is ignored where no target has it."
+    if not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool):
+        raise TypeError(message("ignore_index", "an int", repr(ignore_index), remedy))
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(message("ignore_index", "an int of 64 bits, as targets are", ignore_index, remedy))
+    return int(ignore_index)
 
 
 def check_target(target: torch.Tensor, rows: torch.Size, device: torch.device, of: str) -> None:
@@ -90,7 +96,7 @@ def check_head(
                 raise TypeError(
                     message(name, f"dtype {hidden.dtype} (that of hidden)", value.dtype, "Cast one of them: under autocast, hidden.to(weight.dtype).")
                 )  # fmt: skip
-    if weight.dim() != 2 or weight.shape[0] == 0:
+    if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(
             message("weight", "shape [V, H], as of torch.nn.Linear(H, V)", list(weight.shape), _sharded(weight))
         )

@@ -99,13 +99,12 @@ def _linear_logprob(
 ):
     """Kernel of ``maspo::linear_logprob`` on every device."""
     checks.check_head(hidden, weight, target, temperature, bias)
-    checks.check_ignore_index(ignore_index)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_logprob", _TWIN)
     target = as_target(target)
-    keywords = {"memory_budget": checks.memory_budget_of(memory_budget), "ignore_index": ignore_index}
+    keywords = {"memory_budget": checks.memory_budget_of(memory_budget), "ignore_index": checks.ignore_index_of(ignore_index)}
     if asks_for_gradient(hidden, weight, bias):
-        refuse_transforms("linear_logprob", _TWIN)
+        refuse_transforms("torch.ops.maspo.linear_logprob", _TWIN)
         return _LinearLogprob.apply(hidden, weight, target, temperature, bias, keywords)
     return torch.ops.maspo.linear_logprob_forward(hidden, weight, target, temperature, bias, **keywords)[:2]
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.checks import check_tensors, parse_threshold
+from maspo_ext.checks import check_tensors, message, parse_threshold
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import (
     is_known_one,
+    is_plain,
     needs_dispatcher,
     refuse_forward_mode,
     refuse_gradient_of_old,
     refuse_transforms,
     without_second,
 )
+from maspo_ext.fronts import keywords_of
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
@@ -43,7 +44,8 @@ _OF_SOME_TOKENS = {
     "cu_seqlens": None,
     "max_seqlen": None,
 }
-_OPTIONS = frozenset(inspect.signature(policy_loss).parameters)
+# What goes on to the policy loss, whose log_prob and entropy are made here.
+_OPTIONS = frozenset(keywords_of(policy_loss)) - {"log_prob", "entropy"}
 
 
 class LinearLossOutput(NamedTuple):
@@ -116,9 +118,9 @@ def linear_loss(
 
     Source: ``LigerFusedLinearGRPOLoss`` of Liger-Kernel for the idea of gradients made in the forward pass.
     """
-    _refuse_entropy(options)
+    refuse_entropy(options)
     hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
-    method = config_for(ratio_mode, config, hyper)
+    method = config_for(ratio_mode, config, hyper, "linear_loss")
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
     policy = (old_log_prob, advantages, response_mask)
     refuse_bonus(method, ratio_mode, entropy_coef)
@@ -137,9 +139,9 @@ def linear_loss(
         stats = _with_invalid_targets(stats, target, response_mask, weight)
         return LinearLossOutput(loss, stats, log_prob.detach(), entropy.detach())
     if options.pop("all_reduce_sums", None) is not None:
-        raise ValueError("maspo_ext: all_reduce_sums: expected None, since only bapo has sums, got a function. Drop it.")
+        raise ValueError(message("all_reduce_sums", "None, since only bapo has sums", "a function", "Drop it."))
     threshold = options.pop("rollout_is_threshold", None)
-    options["rollout_is_lower"], options["rollout_is_upper"] = parse_threshold(threshold)
+    options["rollout_is_lower"], options["rollout_is_upper"] = parse_threshold(threshold, options.get("rollout_is_weights") is not None)
     op = torch.ops.maspo.linear_loss if needs_dispatcher() else _linear_loss
     loss, stats, log_prob, entropy = op(
         hidden, weight, target, *policy, temperature, bias, memory_budget=memory_budget, entropy_coef=entropy_coef,
@@ -155,6 +157,11 @@ def linear_loss(
     return LinearLossOutput(loss, stats, log_prob, entropy)
 
 
+def keywords_of_linear_loss() -> tuple[str, ...]:
+    """With those that it takes as ``**options``."""
+    return tuple(dict.fromkeys((*keywords_of(linear_loss), *sorted(_OPTIONS))))
+
+
 def _with_old(policy: tuple[Tensor | None, ...], otherwise: Tensor) -> tuple[Tensor, ...]:
     """``policy`` (old_log_prob first), with another tensor where the policy that is trained is the old one."""
     return policy if policy[0] is not None else (otherwise, *policy[1:])
@@ -167,18 +174,14 @@ def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
 def refuse_bonus(method: MethodConfig, ratio_mode: str, entropy_coef: float) -> None:
     """An entropy bonus where the loss is not made of one token after the other."""
     if isinstance(method, BapoConfig) and entropy_coef != 0:
-        raise ValueError(
-            f"maspo_ext: entropy_coef: expected 0 for ratio_mode={ratio_mode!r}, got {entropy_coef!r}. Add the bonus to policy_loss of "
-            "linear_logprob, whose entropy is differentiable."
-        )
+        remedy = "Add the bonus to policy_loss of linear_logprob, whose entropy is differentiable."
+        raise ValueError(message("entropy_coef", f"0 for ratio_mode={ratio_mode!r}", repr(entropy_coef), remedy))
 
 
-def _refuse_entropy(options: dict[str, Any]) -> None:
+def refuse_entropy(options: dict[str, Any]) -> None:
     if "entropy" in options:
-        raise ValueError(
-            "maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it; entropy_alpha and "
-            "entropy_kappa say how it shapes the advantages."
-        )
+        remedy = "Drop it; entropy_alpha and entropy_kappa say how it shapes the advantages."
+        raise ValueError(message("entropy", "nothing, since linear_loss makes it", "a value", remedy))
 
 
 def _with_invalid_targets(
@@ -211,10 +214,9 @@ class _LinearLoss(torch.autograd.Function):
         if grad_loss is None:
             return (None,) * 7
         if ctx.grads is None:
-            raise RuntimeError(
-                "maspo_ext: torch.ops.maspo.linear_loss: expected one backward pass, got a second (retain_graph=True), after the "
-                "gradients made in the forward pass were handed over. Call it again, or use linear_logprob and policy_loss."
-            )
+            got = "a second (retain_graph=True), after the gradients made in the forward pass were handed over"
+            remedy = "Call it again, or use linear_logprob and policy_loss."
+            raise RuntimeError(message("torch.ops.maspo.linear_loss", "one backward pass", got, remedy))
         grads, ctx.grads = ctx.grads, None
         hidden, weight, bias = ctx.saved_tensors
         grads = [_scaled(grad, grad_loss, ctx.dtype) if asked else None for grad, asked in zip(grads, ctx.asked, strict=True)]
@@ -226,7 +228,7 @@ class _LinearLoss(torch.autograd.Function):
 def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
     """``grad * by`` as ``dtype``, in the memory of ``grad``, which nobody else has, where that can be."""
     by = by.reshape(1)  # without a dimension it would be rounded to the dtype of grad before the product
-    if type(grad) is not Tensor:  # torch.compile traces it, and finds the memory itself
+    if not is_plain(grad, by):  # as where torch.compile traces it, and finds the memory itself
         return (grad * by).to(dtype)
     if grad.dtype != dtype:
         return torch.mul(grad, by, out=torch.empty_like(grad, dtype=dtype))
@@ -244,13 +246,12 @@ def _linear_loss(
     checks.check_head(hidden, weight, target, temperature, bias)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
-    _refuse_entropy(keywords)
+    refuse_entropy(keywords)
     config, ratio_mode = take_config(keywords)
     if isinstance(config, BapoConfig):
-        raise ValueError(
-            f"maspo_ext: torch.ops.maspo.linear_loss: ratio_mode: expected one that needs no pass over all tokens first, got {ratio_mode!r}. "
-            "Use maspo_ext.linear_loss, which takes the two ops one after the other."
-        )
+        remedy = "Use maspo_ext.linear_loss, which takes the two ops one after the other."
+        what, expected = "torch.ops.maspo.linear_loss: ratio_mode", "one that needs no pass over all tokens first"
+        raise ValueError(message(what, expected, repr(ratio_mode), remedy))
     checks.check_entropy_coef(entropy_coef)
     checks.check_tokens(hidden, keywords.get("cu_seqlens") is not None)
     shaped = config.entropy_adv() is not None or keywords.get("entropy_alpha", 0.0) != 0
@@ -264,7 +265,7 @@ def _linear_loss(
     target = _masked(target, response_mask)
     keywords["memory_budget"] = checks.memory_budget_of(memory_budget)
     if asks_for_gradient(hidden, weight, bias):
-        refuse_transforms("linear_loss", _TWIN)
+        refuse_transforms("torch.ops.maspo.linear_loss", _TWIN)
         return _LinearLoss.apply(hidden, weight, bias, target, policy, temperature, keywords)
     refuse_gradient_of_old("hidden and weight do", old_log_prob)
     none = {"need_hidden": False, "need_weight": False, "need_bias": False}

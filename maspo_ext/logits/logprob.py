@@ -106,13 +106,13 @@ class _Logprob(torch.autograd.Function):
 def _logprob(logits, target, temperature=1.0, *, ignore_index=IGNORE_INDEX, inplace_backward=False):
     """Kernel of ``maspo::logprob`` on every device."""
     checks.check_logits(logits, target, temperature)
-    checks.check_ignore_index(ignore_index)
+    ignore_index = checks.ignore_index_of(ignore_index)
     check_bool("inplace_backward", inplace_backward, "True writes the gradient over the logits.")
     refuse_forward_mode("logits", logits, "logprob", _TWIN)
     target = as_target(target)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return torch.ops.maspo.logprob_forward(logits, target, temperature, ignore_index)[:2]
-    refuse_transforms("logprob", _TWIN)
+    refuse_transforms("torch.ops.maspo.logprob", _TWIN)
     if inplace_backward:
         checks.check_inplace(logits)
     return _Logprob.apply(logits, target, temperature, ignore_index, inplace_backward)

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maspo_ext.checks import message
-from maspo_ext.derivatives import without_second
+from maspo_ext.checks import message, whole_number
+from maspo_ext.derivatives import refuse_transforms, without_second
 from maspo_ext.logits import checks
 from maspo_ext.logits.linear_logprob import needed
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, row_gradients
@@ -66,6 +66,8 @@ def vocab_parallel_logprob(
     Source: ``vocab_parallel_log_probs_from_logits``, ``vocab_parallel_entropy`` of verl 0.9.1 (``utils/megatron/tensor_parallel.py``).
     """
     checks.check_logits(logits, target, temperature)
+    ignore_index = checks.ignore_index_of(ignore_index)
+    refuse_transforms("vocab_parallel_logprob", _TWIN)
     shard = _shard(group, first_word, all_words, logits.shape[-1])
     return LogprobOutput(*_Logprob.apply(logits, as_target(target), temperature, ignore_index, shard))
 
@@ -83,13 +85,29 @@ def vocab_parallel_linear_logprob(
     ignore_index: int = IGNORE_INDEX,
     memory_budget: int | None = None,
 ) -> LogprobOutput:
-    """:func:`maspo_ext.linear_logprob` over the vocabulary of a group: ``weight`` ``[V_k, H]`` and ``bias`` ``[V_k]`` are shards.
+    """:func:`maspo_ext.linear_logprob` over the vocabulary of a group, of whose head ``weight`` and ``bias`` are this rank's shards.
 
-    ``hidden`` is the same on all ranks, and its gradient is added over them. The rest is as of
-    :func:`vocab_parallel_logprob` and :func:`maspo_ext.linear_logprob`.
+    Args:
+        hidden: ``[..., H]``, the same on all ranks; as of :func:`maspo_ext.linear_logprob`.
+        weight: ``[V_k, H]``, this rank's words.
+        target: ``[...]``, words of the whole vocabulary, the same on all ranks.
+        temperature, ignore_index, memory_budget: as there; the budget is this rank's.
+        bias: ``[V_k]``, this rank's, if the head has one.
+        group, first_word, all_words: as of :func:`vocab_parallel_logprob`.
+
+    Returns:
+        ``LogprobOutput(log_prob, entropy)`` of the whole vocabulary, on every rank. Gradients flow into this rank's ``weight`` and
+        ``bias``, and into ``hidden``, whose gradient is added over the ranks: upstream gradients must be the same on all of them.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, or on a CPU the shards are not the whole.
+        RuntimeError: no process group, or a target out of range on a CPU.
+
+    Source: that of :func:`maspo_ext.linear_logprob` for a rank's shard, that of :func:`vocab_parallel_logprob` over ranks.
     """
     checks.check_head(hidden, weight, target, temperature, bias)
-    checks.check_ignore_index(ignore_index)
+    ignore_index = checks.ignore_index_of(ignore_index)
+    refuse_transforms("vocab_parallel_linear_logprob", _TWIN)
     memory_budget = checks.memory_budget_of(memory_budget)
     shard = _shard(group, first_word, all_words, weight.shape[0])
     return LogprobOutput(
@@ -102,12 +120,19 @@ def _shard(group: Any, first_word: int | None, all_words: int | None, words: int
         raise RuntimeError(
             message("group", "an initialised torch.distributed", "none", "Without ranks use logprob or linear_logprob.")
         )
+    rank = dist.get_rank(group)
+    if rank < 0:
+        got = f"one without this process (rank {dist.get_rank()} of {dist.get_world_size()})"
+        raise ValueError(message("group", "a group that this process is in", got, "Only the ranks that have a shard call this."))
     if (first_word is None) != (all_words is None):
         raise ValueError(
             message("first_word, all_words", "both or neither", f"{first_word!r}, {all_words!r}", "Neither: equal shards.")
         )
     if first_word is None:
-        first_word, all_words = dist.get_rank(group) * words, dist.get_world_size(group) * words
+        first_word, all_words = rank * words, dist.get_world_size(group) * words
+    else:
+        first_word = whole_number("first_word", first_word, 0, "Where does this rank's shard begin?")
+        all_words = whole_number("all_words", all_words, 1, "It is the size of the whole vocabulary.")
     if not 0 <= first_word <= first_word + words <= all_words:
         raise ValueError(
             message("first_word", f"0 to all_words - {words} = {all_words - words}", first_word, "Where does this rank's shard begin?")

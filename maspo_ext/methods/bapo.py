@@ -124,9 +124,8 @@ class BapoConfig(MethodConfig):
             ValueError: another name.
         """
         if name not in _PUBLISHED:
-            raise ValueError(
-                f"maspo_ext: BapoConfig.published: expected one of {', '.join(_PUBLISHED)}, got {name!r}. Choose one of these."
-            )
+            expected, remedy = f"one of {', '.join(_PUBLISHED)}", checks.did_you_mean(name, _PUBLISHED, "Choose one of these.")
+            raise ValueError(checks.message("BapoConfig.published", expected, repr(name), remedy))
         return cls(**(_PUBLISHED[name] | changes))
 
     def hyper(self) -> list[float]:

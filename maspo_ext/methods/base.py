@@ -86,10 +86,8 @@ class MethodConfig:
         """
         names = list(cls.__dataclass_fields__)
         if hyper and len(hyper) != len(names):
-            raise ValueError(
-                f"maspo_ext: hyper: expected {len(names)} values ({', '.join(names)}), got {len(hyper)}. "
-                f"Use {cls.__name__}(...).hyper()."
-            )
+            expected = f"{len(names)} values ({', '.join(names)})"
+            raise ValueError(checks.message("hyper", expected, len(hyper), f"Use {cls.__name__}(...).hyper()."))
         given = dict(zip(names, hyper))
         flags = [name for name in given if isinstance(cls.__dataclass_fields__[name].default, bool)]
         return cls(**given | {name: bool(given[name]) for name in flags})

@@ -47,7 +47,7 @@ struct Loss {
 
 template <class S>
 Loss<S> run(const CpuKernels& kernels, LossParams p) {
-  p.tiling = cpu_tiling(p.batch.rows, p.batch.cols);
+  p.tiling = cpu_tiling(p.batch);
   Loss<S> result{std::vector<S>(p.batch.tokens), std::vector<S>(1), std::vector<double>(kNumStats)};
   std::vector<RowSums> pieces(piece_count(p.batch, p.tiling));
   std::unique_ptr<StatSums<double>[]> units(new StatSums<double>[p.tiling.units]);

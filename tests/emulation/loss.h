@@ -24,7 +24,7 @@ template <class S>
 Result run(LossParams params, bool on_cuda, double grad_loss) {
   const Batch& b = params.batch;
   const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
-  params.tiling = cpu_tiling(b.rows, b.cols);
+  params.tiling = cpu_tiling(b);
   Memory dlogp(b.tokens * sizeof(S));
   Memory pieces((on_cuda ? piece_count(b, cut) : piece_count(b, params.tiling)) * sizeof(RowSums));
   Memory units(on_cuda ? cut.blocks * kUnitNumbers * sizeof(double) : params.tiling.units * sizeof(StatSums<double>));
@@ -87,7 +87,7 @@ inline Search search(BapoParams params, double target, double eps, bool upper_fi
   const Batch& b = params.batch;
   const int count = candidate_count(params.candidates);
   const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
-  params.tiling = cpu_tiling(b.rows, b.cols);
+  params.tiling = cpu_tiling(b);
   Memory units((on_cuda ? cut.blocks : params.tiling.units) * count * sizeof(double)), sums(count * sizeof(double));
   Memory bounds(kNumClipBounds * sizeof(double));
   params.units = units.as<double>();

@@ -143,6 +143,20 @@ def test_without_grad_the_same_bits_and_no_graph(op, device):
         assert_same_bits([results[0]], [expected[0].detach()])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@every_op
+def test_a_batch_of_gradients(op, device):
+    """As of ``is_grads_batched``: of a size that nothing saved has, and with no number to look at."""
+    arguments = arguments_of(op, device)
+    tensors = [arguments[name].requires_grad_() for name in INPUTS[op]]
+    expected = torch.autograd.grad(first_result(op, **arguments), tensors)
+    factors = torch.tensor([1.0, -3.0], dtype=torch.float64, device=device)
+    grads = torch.autograd.grad(first_result(op, **arguments), tensors, factors, is_grads_batched=True)
+    for grad, once in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, torch.stack([once, once * -3.0]), rtol=1e-12, atol=1e-15)
+        assert once.any()
+
+
 @every_op
 def test_second_derivative_is_refused(op, device):
     for name in INPUTS[op]:

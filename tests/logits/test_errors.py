@@ -1,5 +1,6 @@
 """Every wrong argument of the three fronts: the message names it, what was expected, what came, and what to do."""
 
+import numpy
 import pytest
 import torch
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -45,6 +46,7 @@ TEMPERATURES = [
     ({"temperature": 0.0}, ValueError, "temperature", "> 0", "0.0", "divides the logits"),
     ({"temperature": -1.0}, ValueError, "temperature", "> 0", "-1.0", "divides the logits"),
     ({"temperature": float("nan")}, ValueError, "temperature", "> 0 and finite", "nan", "divides the logits"),
+    ({"temperature": 10**400}, ValueError, "temperature", "> 0 and finite", "an int of 1329 bits", "divides the logits"),
     ({"temperature": float("inf")}, ValueError, "temperature", "> 0 and finite", "inf", "divides the logits"),
 ]
 LOGITS = [
@@ -56,6 +58,15 @@ HEADS = [
     ({"weight": ones(V * H // 2)}, ValueError, "weight", r"\[V, H\]", r"\[120\]", "shard of FSDP.*summon_full_params"),
     ({"weight": ones(0)}, ValueError, "weight", r"\[V, H\]", r"\[0\]", "shard of FSDP or ZeRO-3"),
     ({"weight": ones(0, H)}, ValueError, "weight", r"\[V, H\]", r"\[0, 8\]", "shard of FSDP or ZeRO-3"),
+    (
+        {"hidden": ones(4, 6, 0), "weight": ones(V, 0)},
+        ValueError,
+        "weight",
+        r"\[V, H\]",
+        r"\[30, 0\]",
+        "shard of FSDP or ZeRO-3",
+    ),
+    ({"weight": ones(V, H).to_sparse()}, TypeError, "weight", "a dense tensor", "sparse_coo", r"weight\.to_dense\(\)"),
     (
         {"weight": zero3_weight()},
         ValueError,
@@ -89,6 +100,7 @@ HEADS = [
     ({"bias": ones(1, V)}, ValueError, "bias", r"\[V\] = \[30\]", r"\[1, 30\]", "head's own"),
     ({"memory_budget": 0}, ValueError, "memory_budget", "a whole number >= 1", "0", "bytes"),
     ({"memory_budget": -5}, ValueError, "memory_budget", "a whole number >= 1", "-5", "bytes"),
+    ({"memory_budget": 2**70}, ValueError, "memory_budget", r"<= 2\*\*53", f"{2**70}", "bytes"),
 ]
 TENSORS = [
     ({"old_log_prob": ones(4, 5)}, ValueError, "old_log_prob", r"\[4, 6\]", r"\[4, 5\]", "slice"),
@@ -123,21 +135,21 @@ def test_the_ops_inside_check_shapes(of_target):
 LOSSES = [
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
-    ({"sigma_hihg": 0.2}, TypeError, "policy_loss", "keywords of MaspoConfig", "sigma_hihg", "Did you mean sigma_high"),
+    ({"sigma_hihg": 0.2}, TypeError, "linear_loss", "keywords of MaspoConfig", "sigma_hihg", "Did you mean sigma_high"),
     (
         {"ratio_mode": "dac", "eps_hihg": 0.2},
         TypeError,
-        "policy_loss",
+        "linear_loss",
         r"keywords of DacConfig \(eps_low, eps_high",
         "eps_hihg",
         "Did you mean eps_high",
     ),
     ({"ratio_mode": "pppo"}, ValueError, "ratio_mode", "one of maspo", "'pppo'", "Did you mean ppo"),
-    ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "config class"),
+    ({"config": maspo_ext.SapoConfig()}, TypeError, "config", "a MaspoConfig", "SapoConfig", "Pass ratio_mode='sapo' with it"),
     ({"alpha": -1.0}, ValueError, "alpha", ">= 0", "-1.0", ""),
     ({"loss_agg_mode": "mean"}, ValueError, "loss_agg_mode", "one of", "'mean'", "Choose"),
     ({"kl_coef": 0.1}, ValueError, "ref_log_prob", "a tensor, since kl_coef", "None", ""),
-    ({"rollout_is_threshold": 2.0}, ValueError, "rollout_is_weights", "a tensor", "None", "Pass the weights"),
+    ({"rollout_is_threshold": 2.0}, ValueError, "rollout_is_weights", "since rollout_is_threshold = 2.0", "None", "Pass the weights"),
     ({"max_seqlen": 6}, ValueError, "max_seqlen", "None without cu_seqlens", "6", "pass cu_seqlens"),
 ]
 
@@ -182,6 +194,47 @@ def mesh():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
+
+
+VOCAB_PARALLEL = {
+    "vocab_parallel_logprob": lambda: {"logits": ones(4, 6, V), "target": ones(4, 6, dtype=int)},
+    "vocab_parallel_linear_logprob": head,
+}
+SHARDS = [
+    ({"ignore_index": None}, TypeError, "ignore_index: expected an int, got None. -100 is the default"),
+    ({"ignore_index": 2**70}, ValueError, f"ignore_index: expected an int of 64 bits, as targets are, got {2**70}. -100"),
+    ({"first_word": "a", "all_words": V}, TypeError, r"first_word: expected a whole number >= 0, got 'a' \(str\). Where does"),
+    ({"first_word": 1.5, "all_words": V}, ValueError, "first_word: expected a whole number >= 0, got 1.5. Where does"),
+    ({"first_word": 0, "all_words": "a"}, TypeError, r"all_words: expected a whole number >= 1, got 'a' \(str\). It is"),
+    ({"first_word": 1, "all_words": V}, ValueError, "first_word: expected 0 to all_words - 30 = 0, got 1. Where does"),
+    (
+        {"group": torch.distributed.GroupMember.NON_GROUP_MEMBER},
+        ValueError,
+        r"group: expected a group that this process is in, got one without this process \(rank 0 of 1\). Only the ranks",
+    ),
+]
+
+
+@pytest.mark.parametrize("wrong, error, text", SHARDS, ids=[f"{next(iter(row[0]))}-{i}" for i, row in enumerate(SHARDS)])
+@pytest.mark.parametrize("name", VOCAB_PARALLEL)
+def test_shards(name, wrong, error, text, mesh):
+    function, arguments = getattr(maspo_ext, name), VOCAB_PARALLEL[name]()
+    function(**arguments, first_word=numpy.int64(0), all_words=V)
+    with pytest.raises(error, match=f"^maspo_ext: {text}"):
+        function(**arguments, **wrong)
+
+
+@pytest.mark.parametrize("name", VOCAB_PARALLEL)
+def test_shards_have_no_derivative_by_torch_func(name, mesh):
+    arguments = VOCAB_PARALLEL[name]()
+    (first, value), *others = arguments.items()
+
+    def of(value):
+        return getattr(maspo_ext, name)(**{first: value}, **dict(others)).log_prob.sum()
+
+    for call in (lambda: torch.func.grad(of)(value), lambda: torch.func.vmap(of)(value.unsqueeze(0))):
+        with pytest.raises(NotImplementedError, match=f"{name} has no derivative by torch.func: expected a plain call.*or maspo_ext.logits"):
+            call()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -260,7 +313,10 @@ OF_ANY_TYPE = [
     ({"weight": torch.nn.Linear(H, V)}, "weight", "a torch.Tensor", r"Linear\. Pass its \.weight"),
     ({"target": [[1] * 6] * 4}, "target", "a torch.Tensor", "list"),
 ]
-OF_ROWS = [({"ignore_index": None}, "ignore_index", "an int", "None")]
+OF_ROWS = [
+    ({"ignore_index": None}, "ignore_index", "an int", "None"),
+    ({"ignore_index": 2**70}, "ignore_index", "an int of 64 bits", f"{2**70}"),
+]
 OF_LOSS = [
     ({"response_mask": [[1] * 6] * 4}, "response_mask", "a torch.Tensor", "list"),
     ({"batch_num_tokens": 7.5}, "batch_num_tokens", "a whole number >= 0", "7.5"),
@@ -286,6 +342,12 @@ def test_no_value_of_the_wrong_type_gets_to_the_dispatcher(function, arguments, 
 def test_logprob_of_the_wrong_type(wrong, what):
     with pytest.raises(TypeError, match=f"^maspo_ext: {what}: expected"):
         maspo_ext.logprob(ones(4, 6, V), ones(4, 6, dtype=int), **wrong)
+
+
+def test_an_ignore_index_may_be_of_numpy():
+    arguments = head()
+    expected = maspo_ext.linear_logprob(**arguments, ignore_index=3)
+    assert torch.equal(maspo_ext.linear_logprob(**arguments, ignore_index=numpy.int64(3)).log_prob, expected.log_prob)
 
 
 def test_a_budget_may_be_a_whole_float():

@@ -175,3 +175,35 @@ def test_words_apart_are_refused(device):
         maspo_ext.logprob(
             logits.repeat(10, 1).view(2, 5, 5, 7)[:, ::2, ::2], torch.zeros(2, 3, 3, dtype=int, device=device)
         )
+
+
+def logprob_call(**wrong):
+    """A right call of logprob_backward_out, with what the ops above it would have made of their arguments."""
+    logits, target = random_rows(4, 5, torch.float32)
+    log_prob, entropy, state = torch.ops.maspo.logprob_forward(logits, target, 1.0, -100)
+    call = {
+        "dlog_prob": torch.ones_like(log_prob), "dentropy": None, "logits": logits, "target": target, "entropy": entropy, "state": state,
+        "temperature": 1.0, "ignore_index": -100, "grad": torch.empty_like(logits),
+    }  # fmt: skip
+    return call | {name: value(call) for name, value in wrong.items()}
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"logits": lambda c: c["logits"].int()}, r"logits: expected a dtype of floats, got Int\. Cast them"),
+        ({"target": lambda c: c["target"].int()}, r"target: expected contiguous int64 .* one per row of \[4, 5\], got Int of shape \[4\]\. Call"),
+        ({"target": lambda c: c["target"][:3]}, r"target: expected .*, got Long of shape \[3\]\. Call torch.ops.maspo.logprob"),
+        ({"first_word": lambda c: 3}, r"first_word: expected 0 to all_words - 5 = 0, got 3\. Where in the vocabulary of all_words = 5"),
+        ({"state": lambda c: c["state"].float()}, r"state: expected what logprob_forward returned.*, got Float of shape \[4, 2\]\. Pass them"),
+        ({"dlog_prob": lambda c: c["dlog_prob"][:3]}, r"dlog_prob, .*, got Float of shape \[3\]\. Pass them"),
+        ({"grad": lambda c: c["grad"][:3]}, r"grad: expected shape \[4, 5\] .*, got Float of shape \[3, 5\]\. Make it"),
+        ({"grad": lambda c: c["grad"].double()}, r"grad: expected .* the same arithmetic, got Double of shape \[4, 5\]\. Make it"),
+        ({"grad": lambda c: c["logits"].view(torch.bfloat16)[:, :5]}, r"grad: expected the dtype and strides of logits, since .* got others\. Pass"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_the_kernels_are_safe_below_the_validation_too(wrong, message):
+    torch.ops.maspo.logprob_backward_out(**logprob_call())
+    with pytest.raises(RuntimeError, match=f"maspo_ext: .*{message}"):
+        torch.ops.maspo.logprob_backward_out(**logprob_call(**wrong))

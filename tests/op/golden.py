@@ -54,7 +54,7 @@ class Golden:
         return keywords
 
     def config(self) -> maspo_ext.methods.MethodConfig:
-        return maspo_ext.config.config_for(self.ratio_mode, None, self.hyper)
+        return maspo_ext.config.config_for(self.ratio_mode, None, self.hyper, "policy_loss")
 
     def batch(self, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
         batch = {name: self._tensor(name, device).to(dtype) for name in TENSORS if name in self.arrays}

@@ -156,7 +156,7 @@ AGGREGATION = [
 
 SHAPES = [
     ({"log_prob": ones(24)}, "log_prob", r"shape \[B, T\]", r"\[24\]", "batch dimension"),
-    ({"log_prob": ones(4, 6, 1)}, "log_prob", r"shape \[B, T\]", r"\[4, 6, 1\]", "batch dimension"),
+    ({"log_prob": ones(4, 6, 1)}, "log_prob", r"shape \[B, T\]", r"\[4, 6, 1\]", "drop a last dimension"),
     ({"log_prob": ones(4, 7)}, "old_log_prob", r"\[B, T\] = \[4, 7\]", r"\[4, 6\]", "slice or expand"),
     ({"old_log_prob": ones(4, 1)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[4, 1\]", "slice or expand"),
     ({"old_log_prob": ones(6)}, "old_log_prob", r"\[B, T\] = \[4, 6\]", r"\[6\]", "slice or expand"),
@@ -494,6 +494,7 @@ FRONTS = {
     "policy_loss": lambda **keywords: maspo_ext.policy_loss(**random_batch(4, 6), **keywords),
     "PolicyLoss": maspo_ext.PolicyLoss,
 }
+MODES_OF = {"ppo": "'ppo' or 'grpo'"}  # of a config that two modes share
 ALL_MODES = "maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo"
 FRONT_ERRORS = [
     ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Did you mean ppo\?"),
@@ -502,18 +503,18 @@ FRONT_ERRORS = [
     (
         {"alhpa": 0.3},
         TypeError,
-        r"policy_loss: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), or those of policy_loss itself, got alhpa\. "
+        r"FRONT: expected keywords of MaspoConfig \(sigma_base, alpha, .*\), or those of FRONT itself, got alhpa\. "
         r"Did you mean alpha\?",
     ),
     (
         {"config": maspo_ext.MaspoConfig(), "alpha": 0.3},
         TypeError,
-        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses",
+        r"FRONT: expected either config or hyper-parameters as keywords, got both \(alpha\)\. Use dataclasses",
     ),
     (
         {"config": {"alpha": 0.3}},
         TypeError,
-        r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Pass the config class",
+        r"config: expected a MaspoConfig for ratio_mode='maspo', got dict\. Make one: config=MaspoConfig\(\.\.\.\)",
     ),
     ({"alpha": -1.0}, ValueError, r"alpha: expected >= 0, got -1\.0\. "),
     ({"sigma_high": NAN}, ValueError, r"sigma_high: expected >= sigma_base = 1\.0 \(inf for no bound\), got nan\. "),
@@ -522,8 +523,8 @@ FRONT_ERRORS = [
         (
             {"ratio_mode": mode, "sigma_bse": 1.0},
             TypeError,
-            rf"policy_loss: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
-            r"or those of policy_loss itself, got sigma_bse\. "
+            rf"FRONT: expected keywords of {type(method.config).__name__} \({', '.join(dataclasses.asdict(method.config))}\), "
+            r"or those of FRONT itself, got sigma_bse\. "
             + (r"Did you mean sigma_base\?" if mode == "maspo" else "Check the spelling"),
         )
         for mode, method in DEFAULT_METHODS.items()
@@ -532,7 +533,7 @@ FRONT_ERRORS = [
         (
             {"ratio_mode": mode, "config": DEFAULT_METHODS[other].config},
             TypeError,
-            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass the config class",
+            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass ratio_mode={MODES_OF.get(other, repr(other))} with it",
         )
         for mode, expected, other, got in (
             ("maspo", "MaspoConfig", "ppo", "PpoConfig"),
@@ -553,18 +554,18 @@ FRONT_ERRORS = [
     (
         {"ratio_mode": "dac", "clip_ratio_low": 0.2},
         TypeError,
-        r"policy_loss: expected keywords of DacConfig .*, got clip_ratio_low",
+        r"FRONT: expected keywords of DacConfig .*, got clip_ratio_low",
     ),
-    ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"policy_loss: expected keywords of PpoConfig .*, got alpha"),
+    ({"ratio_mode": "ppo", "alpha": 0.2}, TypeError, r"FRONT: expected keywords of PpoConfig .*, got alpha"),
     (
         {"ratio_mode": "ppo", "clip_low": 0.2, "clip_ratio_low": 0.2},
         TypeError,
-        r"policy_loss: expected clip_ratio_low once, got it twice, .* \(clip_low, clip_ratio_low\)\. Drop",
+        r"FRONT: expected clip_ratio_low once, got it twice, .* \(clip_low, clip_ratio_low\)\. Drop",
     ),
     (
         {"ratio_mode": "sapo", "config": maspo_ext.SapoConfig(), "tau_pos": 0.3},
         TypeError,
-        r"policy_loss: expected either config or hyper-parameters as keywords, got both \(tau_pos\)",
+        r"FRONT: expected either config or hyper-parameters as keywords, got both \(tau_pos\)",
     ),
 ]
 
@@ -572,7 +573,7 @@ FRONT_ERRORS = [
 @pytest.mark.parametrize("front", FRONTS)
 @pytest.mark.parametrize("wrong, error, message", FRONT_ERRORS)
 def test_fronts(front, wrong, error, message):
-    with pytest.raises(error, match=f"maspo_ext: {message}"):
+    with pytest.raises(error, match=f"maspo_ext: {message.replace('FRONT', front)}"):
         FRONTS[front](**wrong)
 
 
@@ -610,7 +611,7 @@ def test_rollout_is_threshold(threshold, expected):
     else:
         maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
         message = (
-            r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_\w+ = .*, got None\. Pass the weights"
+            r"maspo_ext: rollout_is_weights: expected a tensor, since rollout_is_threshold = .*, got None\. Pass the weights"
         )
         del batch["rollout_is_weights"]
     with pytest.raises(ValueError, match=message):
@@ -695,8 +696,17 @@ BELOW = {
 @pytest.mark.parametrize("name", BELOW)
 def test_the_kernel_is_safe_below_the_validation_too(name):
     """loss_forward is public: a wrong shape must not read out of bounds."""
-    with pytest.raises(RuntimeError, match=name):
+    with pytest.raises(RuntimeError, match=rf"maspo_ext: {name}: expected .*, got .*\. \w+"):
         torch.ops.maspo.loss_forward(**{**random_batch(4, 6, dtype=torch.float32), **KERNEL, name: BELOW[name]})
+
+
+@pytest.mark.parametrize(
+    "name, dtype, got", [("log_prob", torch.int64, "Long"), ("log_prob", COMPLEX, "ComplexFloat"), ("response_mask", COMPLEX, "ComplexFloat")]
+)  # fmt: skip
+def test_a_dtype_that_no_kernel_reads_is_named(name, dtype, got):
+    batch = {**random_batch(4, 6, dtype=torch.float32), **KERNEL, name: ones(4, 6, dtype=dtype)}
+    with pytest.raises(RuntimeError, match=rf"maspo_ext: {name}: expected a dtype of floats.*, got {got}\. Cast"):
+        torch.ops.maspo.loss_forward(**batch)
 
 
 @pytest.mark.parametrize(
@@ -731,7 +741,7 @@ def test_clip_bounds_are_checked(shape):
     right = torch.tensor([0.8, 1.2, 1.0], dtype=torch.float64)
     torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=right)
     for wrong in (torch.ones(shape, dtype=torch.float64), right.float(), right.repeat(2)[::2]):
-        with pytest.raises(RuntimeError, match="clip_bounds must be what bapo_bounds returned"):
+        with pytest.raises(RuntimeError, match="clip_bounds: expected what bapo_bounds returned, with method='clip', got .* of shape"):
             torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=wrong)
 
 
@@ -739,9 +749,9 @@ def test_bapo_ops_check_what_they_get():
     batch = random_batch(4, 6, weights=False)
     search = {"target": 1.0, "eps": 1e-8, "upper_first": False}
     for lower, upper in (([], [1.2]), ([0.8], []), ([0.8] * 100, [1.2] * 29)):
-        with pytest.raises(RuntimeError, match=f"takes 1 to 128 candidates .*, got {len(lower)} and {len(upper)}"):
+        with pytest.raises(RuntimeError, match=f"lower, upper: expected .* at most 128 together, got {len(lower)} and {len(upper)}. Pass"):
             torch.ops.maspo.bapo_sums(**batch, lower=lower, upper=upper)
-        with pytest.raises(RuntimeError, match="takes 1 to 128 candidates"):
+        with pytest.raises(RuntimeError, match="maspo_ext: lower, upper: expected"):
             torch.ops.maspo.bapo_bounds(torch.ones(2).double(), lower=lower, upper=upper, **search)
     for name, value in (
         ("entropy", ones(4, 5).double()),
@@ -751,11 +761,11 @@ def test_bapo_ops_check_what_they_get():
         with pytest.raises(RuntimeError, match=name):
             torch.ops.maspo.bapo_sums(**{**batch, name: value}, lower=[0.8], upper=[1.2])
     for sums in (torch.ones(2), torch.ones(3).double(), torch.ones(1, 2).double(), torch.ones(4).double()[::2]):
-        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+        with pytest.raises(RuntimeError, match="maspo_ext: sums .*: expected what torch.ops.maspo.bapo_sums returned for the .* candidates, got .* of shape"):
             torch.ops.maspo.bapo_bounds(sums, lower=[0.8], upper=[1.2], **search)
     config = maspo_ext.BapoConfig()
     for sums in (torch.ones(17).double(), torch.ones(18)):
-        with pytest.raises(RuntimeError, match="bapo_bounds takes what bapo_sums returned"):
+        with pytest.raises(RuntimeError, match="maspo_ext: sums .*: expected what torch.ops.maspo.bapo_sums returned for the .* candidates, got .* of shape"):
             op(**batch, ratio_mode="bapo", hyper=config.hyper(), bapo_sums=sums)
 
 
@@ -775,11 +785,11 @@ def test_loss_backward_checks_what_it_gets():
         {"dtype": torch.int64},
         {"cu_seqlens": torch.tensor([0, 24]), "max_seqlen": 24},
     ):
-        with pytest.raises(RuntimeError, match="maspo: "):
+        with pytest.raises(RuntimeError, match=r"maspo_ext: \w+.*: expected .*, got .*\. \w+"):
             torch.ops.maspo.loss_backward(**{**right, **wrong})
     del right["dtype"]
     for grad in (dlogp.new_empty(6, 4).t(), dlogp.new_empty(4, 5), torch.empty_like(dlogp, dtype=torch.float64)):
-        with pytest.raises(RuntimeError, match="maspo: "):
+        with pytest.raises(RuntimeError, match="maspo_ext: (grad|dlogp, row_scale): expected .*, got .*(Make it|Pass them)"):
             torch.ops.maspo.loss_backward_out(**right, grad=grad)
 
 
@@ -806,8 +816,8 @@ def import_from_copy(folder: Path, library: bytes | None, source_tree: bool) -> 
     "library, source_tree, cause, remedy",
     [
         (None, True, "No module named 'maspo_ext._C'", "pip install -e ."),
-        (None, False, "No module named 'maspo_ext._C'", "pip install --force-reinstall --no-deps maspo_ext"),
-        (b"no library", False, "_C.abi3.so", "pip install --force-reinstall --no-deps maspo_ext"),
+        (None, False, "No module named 'maspo_ext._C'", "pip install --force-reinstall --no-deps .` in a checkout"),
+        (b"no library", False, "_C.abi3.so", "pip install --force-reinstall --no-deps .` in a checkout"),
     ],
 )
 def test_broken_extension(library, source_tree, cause, remedy, tmp_path):
@@ -855,7 +865,7 @@ def test_a_keyword_of_another_mode_is_known():
         ({"kl_type": None}, "kl_type: expected one of k1, .*, got None"),
         ({"kl_type": 3}, "kl_type: expected one of k1, .*, got 3"),
         ({"ratio_mode": "bapo", "all_reduce_sums": True}, "all_reduce_sums: expected a function of one tensor, got True"),
-        ({"dp_size": "2"}, r"dp_size: expected a number, a whole number >= 1, got '2' \(str\)"),
+        ({"dp_size": "2"}, r"dp_size: expected a whole number >= 1, got '2' \(str\)"),
         ({"dp_size": 1.5}, r"dp_size: expected a whole number >= 1, got 1\.5\. It is"),
         ({"batch_num_tokens": 7.25}, r"batch_num_tokens: expected a whole number >= 0, got 7\.25\. It is"),
     ],
@@ -864,6 +874,79 @@ def test_a_keyword_of_another_mode_is_known():
 def test_no_value_of_the_wrong_type_gets_to_the_dispatcher(wrong, message):
     with pytest.raises((TypeError, ValueError), match=f"maspo_ext: {message}"):
         maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+@pytest.mark.parametrize("mode", ["maspo", "bapo"])
+def test_max_seqlen_may_be_of_numpy(mode):
+    losses = [maspo_ext.policy_loss(**packed(max_seqlen=kind(5)), ratio_mode=mode).loss for kind in (int, numpy.int64, numpy.int32)]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    sums = []
+    for kind in (int, numpy.int64):
+        maspo_ext.policy_loss(**packed(max_seqlen=kind(5)), ratio_mode="bapo", all_reduce_sums=sums.append)
+    assert torch.equal(*sums)
+
+
+# Beyond the kernels' numbers, or beyond any float: the dispatcher would answer with its schema.
+TOO_LARGE = [
+    *(
+        ({name: 10**30}, f"{name}: expected a whole number >= {least} and <= 2\\*\\*53, got {10**30}")
+        for name, least in (("batch_num_tokens", 0), ("global_batch_size", 0), ("dp_size", 1))
+    ),
+    ({"batch_num_tokens": 10**400}, "batch_num_tokens: expected a whole number >= 0 and finite, got an int of 1329 bits"),
+    ({"alpha": 10**400}, "alpha: expected >= 0 and finite, got an int of 1329 bits"),
+    ({"sigma_high": 10**5000}, r"sigma_high: expected >= sigma_base = 1.0 \(inf for no bound\), got an int of 16610 bits"),
+    ({"loss_scale_factor": 10**400}, "loss_scale_factor: expected > 0 and finite, got an int of 1329 bits"),
+    ({"rollout_is_threshold": 10**400}, "rollout_is_threshold: expected > 0 and finite, got an int of 1329 bits"),
+]
+
+
+@pytest.mark.parametrize("wrong, message", TOO_LARGE, ids=[f"{next(iter(row[0]))}-{i}" for i, row in enumerate(TOO_LARGE)])
+def test_a_number_too_large_for_the_kernels(wrong, message):
+    with pytest.raises(ValueError, match=f"^maspo_ext: {message}. \\w+"):
+        maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+def test_max_seqlen_too_large():
+    with pytest.raises(ValueError, match=r"max_seqlen: expected a whole number >= 0 and <= 2\*\*53, got 1180591620717411303424\. It is"):
+        maspo_ext.policy_loss(**packed(max_seqlen=2**70))
+
+
+LAYOUTS = {
+    "torch.sparse_coo": torch.Tensor.to_sparse,
+    "torch.sparse_csr": torch.Tensor.to_sparse_csr,
+    "torch._mkldnn": torch.Tensor.to_mkldnn,
+    "torch.jagged": lambda value: torch.nested.nested_tensor(list(value), layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["log_prob", "advantages", "response_mask"])
+def test_a_layout_that_no_kernel_reads(name, layout):
+    batch = random_batch(4, 6, dtype=torch.float32) | {"advantages": ones(4, 6), "response_mask": ones(4, 6)}
+    remedy = rf"Pass its \.values\(\), {name}\.offsets\(\) as cu_seqlens" if "jagged" in layout else rf"Convert it: {name}\.to_dense\(\)"
+    for function in (op, maspo_ext.policy_loss):
+        with pytest.raises(TypeError, match=rf"maspo_ext: {name}: expected a dense tensor .*, got {layout}\. {remedy}"):
+            function(**{**batch, name: LAYOUTS[layout](batch[name])})
+
+
+def test_a_threshold_is_called_by_its_name():
+    """And not by those of its bounds, which are the op's."""
+    batch = random_batch(4, 6, weights=False)
+    for threshold in (2.0, (0.5, 2.0), "0.5_2"):
+        message = re.escape(f"rollout_is_weights: expected a tensor, since rollout_is_threshold = {threshold!r}, got None. Pass the")
+        with pytest.raises(ValueError, match=message):
+            maspo_ext.policy_loss(**batch, rollout_is_threshold=threshold)
+
+
+def test_ranks_without_a_reduction_of_bapos_sums():
+    for dp_size in (2, 2.0, numpy.int64(2)):
+        with pytest.raises(
+            ValueError, match="^maspo_ext: all_reduce_sums: expected a function .* over all 2.* data-parallel ranks.*, got None. Pass torch.distributed"
+        ):
+            maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode="bapo", dp_size=dp_size, batch_num_tokens=8)
+    with pytest.raises(TypeError, match="dp_size: expected a whole number >= 1, got '2'"):
+        maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode="bapo", dp_size="2")
 
 
 def test_max_seqlen_is_an_int():

@@ -291,7 +291,7 @@ def test_names_of_the_reference_implementations(method):
     assert maspo_ext.PolicyLoss(method.mode, **values).config == expected != method.config
     for alias, name in aliases.items():
         both = {alias: values[alias], name: values[alias]}
-        with pytest.raises(TypeError, match=f"policy_loss: expected {name} once, got it twice, .*{', '.join(both)}"):
+        with pytest.raises(TypeError, match=f"PolicyLoss: expected {name} once, got it twice, .*{', '.join(both)}"):
             maspo_ext.PolicyLoss(method.mode, **both)
 
 
@@ -390,7 +390,7 @@ def test_the_module_checks_its_settings_when_made(wrong):
         maspo_ext.PolicyLoss(**wrong)
 
 
-@pytest.mark.parametrize("given", [{"ratio_mode": "dac"}, {"alpha": 0.1}, {"config": None}], ids=str)
+@pytest.mark.parametrize("given", [{"ratio_mode": "dac"}, {"alpha": 0.1}, {"config": None}, {"clip_low": 0.2}], ids=str)
 def test_the_method_of_a_module_is_fixed(given, device):
     with pytest.raises(TypeError, match="PolicyLoss: expected the method and its hyper-parameters at construction, got"):
         maspo_ext.PolicyLoss()(**random_batch(4, 6), **given)
@@ -414,7 +414,7 @@ def test_inf_is_no_bound(mode, none, large, dtype, device):
     result = run(batch, front, ratio_mode=mode, **none)
     assert_same_bits(result, run(batch, front, ratio_mode=mode, **large))
     assert not torch.equal(result.loss, run(batch, front, ratio_mode=mode, **(none | {name: 2.0 if name != "sigma_high" else 1.1 for name in none})).loss)  # fmt: skip
-    expected = run(batch, reference, **maspo_ext.config.config_for(mode, None, none).op_keywords(mode))
+    expected = run(batch, reference, **maspo_ext.config.config_for(mode, None, none, "policy_loss").op_keywords(mode))
     for actual, wanted in zip(result, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=2e-5, atol=1e-5)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import maspo_ext
 
@@ -187,6 +188,46 @@ def test_backward_of_statistics_alone_is_refused(device):
     _, stats = op(**{**batch, "log_prob": batch["log_prob"].requires_grad_()})
     with pytest.raises(RuntimeError, match="does not require grad"):
         stats.sum().backward()
+
+
+FACTORS = (1.0, -3.0, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_batch_of_gradients_of_the_loss(device):
+    """vmap has no numbers to look at, and nothing of its size can be written over what is saved."""
+    batch = random_batch(3, 5, device=device)
+    log_prob = batch.pop("log_prob").requires_grad_()
+    (expected,) = torch.autograd.grad(op(log_prob, **batch)[0], log_prob)
+    factors = torch.tensor(FACTORS, dtype=torch.float64, device=device)
+    (grads,) = torch.autograd.grad(op(log_prob, **batch)[0], log_prob, factors, is_grads_batched=True)
+    jacobian = torch.autograd.functional.jacobian(lambda x: op(x, **batch)[0], log_prob.detach(), vectorize=True)
+    for factor, grad in zip(FACTORS, grads, strict=True):
+        assert torch.equal(grad, expected * factor)
+    assert torch.equal(jacobian, expected) and expected.any()
+
+
+def test_backward_of_shapes_alone():
+    batch = {name: value.to("meta") for name, value in random_batch(3, 5).items()}
+    batch["log_prob"].requires_grad_()
+    op(**batch)[0].backward()
+    assert batch["log_prob"].grad.shape == (3, 5) and batch["log_prob"].grad.is_meta
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
+def test_a_backward_pass_traced_by_make_fx(tracing_mode):
+    """No number of the traced call is built in, such as the gradient 1 that it starts with."""
+
+    def gradient(factor, log_prob, *others):
+        return torch.autograd.grad(op(log_prob, *others)[0], log_prob, factor)[0]
+
+    batch = random_batch(3, 5, weights=False)
+    log_prob = batch.pop("log_prob").requires_grad_()
+    traced = make_fx(gradient, tracing_mode=tracing_mode)(torch.ones(()).double(), log_prob, *batch.values())
+    for factor in (1.0, -3.0):
+        arguments = (torch.tensor(factor, dtype=torch.float64), log_prob + 0.1, *batch.values())
+        assert torch.equal(traced(*arguments), gradient(*arguments))
+    assert not any("_out" in str(node.target) for node in traced.graph.nodes), "a graph without writing"
 
 
 def test_second_derivative_raises_and_says_so(device):

@@ -53,6 +53,35 @@ def test_to_dict_has_all_names_in_order_and_python_floats(method, options, devic
         assert value == (0.0 if name is None else stats[name]), name
 
 
+@every_mode
+def test_a_statistic_by_its_name_stays_on_the_device(method, device):
+    stats = maspo_ext.policy_loss(**method.batch(3, 5, device=device), ratio_mode=method.mode).stats
+    for name, value in stats.to_dict().items():
+        assert stats[name].shape == () and stats[name].device == stats.tensor.device
+        assert stats[name].item() == value, name
+    tensor, names = stats
+    assert stats[0] is tensor is stats.tensor and stats[-1] is names and stats[:] == (tensor, names), "a tuple still"
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("ratio_mean", "Did you mean actor/ratio_mean?"),
+        ("actor/ratio_maen", "Did you mean actor/ratio_mean?"),
+        ("zzz", "The others come with a ratio_mode or an option."),
+    ],
+)
+def test_a_statistic_that_is_not_there(name, remedy):
+    stats = maspo_ext.policy_loss(**random_batch(3, 5)).stats
+    with pytest.raises(KeyError) as raised:
+        stats[name]
+    text = raised.value.args[0]
+    assert text.startswith("maspo_ext: stats: expected one of actor/pg_clipfrac, ") and "None" not in text
+    assert text.endswith(f", got {name!r}. {remedy}")
+    with pytest.raises(KeyError):
+        stats["actor/dac_clip_low_mean"]
+
+
 # (log_prob - old, A, mask) of six tokens with old = 0 and the default hyper-parameters; the last is masked.
 TOKENS = [
     (math.log(1.5), 1.0, 1),

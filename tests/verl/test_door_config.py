@@ -1,5 +1,7 @@
 """Wrong settings stop the run in the driver, with the key that the user typed and what to do."""
 
+import copy
+import dataclasses
 import logging
 import pickle
 import re
@@ -104,8 +106,39 @@ def test_a_mode_as_loss_mode(loss_mode, meant):
     assert f"got {loss_mode!r}. Did you mean {RATIO_CLIP}.ratio_mode={meant}?" in str(raised.value)
 
 
-def test_a_loss_that_somebody_registers_later_is_left_alone():
-    assert PolicyLossConfig(loss_mode="my_loss").loss_mode == "my_loss"
+@pytest.mark.parametrize(
+    "loss_mode, remedy", [("my_loss", "Check the spelling."), ("gspp", "Did you mean gspo?"), ("vanila", "Did you mean vanilla?")]
+)
+def test_a_loss_that_somebody_registers_later_is_left_alone(loss_mode, remedy, caplog):
+    """Only said to be unknown: verl itself stops with one that is misspelt, but after the first rollout."""
+    with caplog.at_level(logging.WARNING):
+        assert PolicyLossConfig(loss_mode=loss_mode).loss_mode == loss_mode
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith(f"maspo_ext: {POLICY_LOSS}.loss_mode: expected a loss that is registered (bypass_mode, ")
+    assert f"got {loss_mode!r}. {remedy} If your own code registers it later" in text
+
+
+@pytest.mark.parametrize("key, value", [("ratio_mode", "maspo"), ("maspo_alpha", 0.2), ("dual_clip", True)])
+def test_a_key_one_level_too_high(key, value):
+    message = f"maspo_ext: {POLICY_LOSS}.{key}: expected this key one level below, under ratio_clip, got {value!r}. Set {RATIO_CLIP}.{key}={value}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        PolicyLossConfig(**{key: value})
+
+
+@pytest.mark.parametrize("value", [".inf", "+.Inf"])
+def test_inf_as_yaml_writes_it(value):
+    """Hydra's command line takes it for a word."""
+    key = f"{RATIO_CLIP}.maspo_sigma_high"
+    message = f"maspo_ext: {key}: expected a number, got {value!r}. On a command line it has no dot: {key}=inf."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        PolicyLossConfig(ratio_clip={"maspo_sigma_high": value})
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), dataclasses.replace])
+def test_the_section_can_be_copied_and_sent(duplicate):
+    config = PolicyLossConfig(ratio_clip={"ratio_mode": "dac"})
+    assert duplicate(config) == config
 
 
 @pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "sapo", "bypass_mode"])
