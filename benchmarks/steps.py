@@ -74,6 +74,11 @@ def _outcome(name: str, ok: bool, seconds: float, note: str) -> dict:
     return {"step": name, "ok": ok, "seconds": round(seconds, 1), "note": note}
 
 
+def _interruptible() -> None:
+    """A shell has what it starts in the background ignore interrupts, and so would a step."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _finished(step: Step, seconds: float, output) -> int | None:
     """The exit status, or None of a step that had to be stopped."""
     process = subprocess.Popen(
@@ -84,6 +89,7 @@ def _finished(step: Step, seconds: float, output) -> int | None:
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        preexec_fn=_interruptible,
     )
     try:
         return process.wait(seconds)

@@ -128,7 +128,16 @@ def test_a_step_that_hangs_is_stopped_with_all_that_it_started(run_with, tmp_pat
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_step_that_is_stopped_still_says_what_it_has(run_with, tmp_path):
+@pytest.mark.parametrize("started", [signal.default_int_handler, signal.SIG_IGN], ids=["in a terminal", "in the background"])
+def test_a_step_that_is_stopped_still_says_what_it_has(run_with, tmp_path, started):
+    before = signal.signal(signal.SIGINT, started)
+    try:
+        stops_and_says(run_with, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stops_and_says(run_with, tmp_path):
     code = "import time\ntry: time.sleep(99)\nfinally: print('2 failed', flush=True)  # before the traceback"
     _, result = run_with({"install": python(code, limit=1)})
     assert result["steps"][0]["note"] == "stopped after 1 s: KeyboardInterrupt" and result["steps"][0]["seconds"] < 10
