@@ -248,8 +248,11 @@ def test_dual_clip(batch, ratio_mode):
 def test_entropy_adv_before_any_mode(batch, ratio_mode):
     keys = {"entropy_adv": True, "entropy_adv_alpha": 0.3, "entropy_adv_kappa": 4.0}
     config = fused_actor(ratio_mode, keys, calculate_entropy=True)
-    hyper = HYPER[ratio_mode] | ({"kappa": 4.0} if ratio_mode == "entropy_adv" else {})
-    keywords = {"entropy": batch["entropy"], "entropy_alpha": 0.3, "entropy_kappa": 4.0}
+    hyper, keywords = HYPER[ratio_mode], {"entropy": batch["entropy"]}
+    if ratio_mode == "entropy_adv":  # the two are its own
+        hyper = hyper | {"kappa": 4.0}
+    else:
+        keywords |= {"entropy_alpha": 0.3, "entropy_kappa": 4.0}
     got = verl_loss(config, batch)
     assert_equal(got, reference_loss(config, batch, ratio_mode, hyper=hyper, **keywords))
     assert got[2]["actor/entropy_adv_bonus"] > 0.01
