@@ -103,7 +103,8 @@ std::vector<double> draw_row(Draw& draw, int64_t words) {
 }
 
 // A tensor times a number: of any length, at any address.
-void scale_case(Draw& draw) {
+void scale_case(uint64_t seed) {
+  Draw draw(seed);
   const DType types[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
   const int64_t counts[] = {0, 1, 7, 8, 9, 1000, 4096, 100003};
   const DType dtype = types[draw.integer(0, 3)];
@@ -127,8 +128,8 @@ void scale_case(Draw& draw) {
 }
 
 void one_case(uint64_t seed, int) {
+  scale_case(seed);
   Draw draw(seed);
-  scale_case(draw);
   // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves.
   const int64_t widths[] = {0,   1,    2,    3,    4,    5,    7,    8,    9,    31,   127,
                             500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};
