@@ -42,8 +42,8 @@ struct View {
 };
 
 // How a CPU cuts the batch: into pieces of at most `piece_tokens` tokens of one row, and into units that are worked on
-// independently. By rows and cols alone, so that the order of all additions, and every bit of the result, is the same from
-// run to run, for any number of threads, and packed or padded.
+// independently. By rows and cols alone, but for pieces that would be empty in every row, so that the order of all additions, and
+// every bit of the result, is the same from run to run, for any number of threads, and packed or padded.
 struct Tiling {
   int64_t piece_tokens;
   int64_t pieces_per_row;  // at least 1, so that a row of width 0 has its (empty) sums

@@ -94,15 +94,11 @@ class Head:
     @property
     def row(self) -> int:
         """Numbers from one row of logits to the next on a GPU."""
-        return -(-self.words // EVEN_WORDS) * EVEN_WORDS
+        return even_row(self.words)
 
     def new_rows(self, tokens: int, dtype: torch.dtype) -> Tensor:
         """Memory of a GPU for ``[tokens, V]``."""
-        return self.rows_in(self.weight.new_empty(tokens * self.row, dtype=dtype))
-
-    def rows_in(self, flat: Tensor) -> Tensor:
-        """``[n, V]`` in this memory. A row begins where 16 bytes can be read at once, whichever it is: so that it is added up in one order."""
-        return flat.view(-1, self.row)[:, : self.words]
+        return rows_in(self.weight.new_empty(tokens * self.row, dtype=dtype), self.words)
 
     def tiles(self) -> list[slice]:
         """Tokens whose logits over the whole vocabulary fit, in slices of about one size.
@@ -192,6 +188,16 @@ class Gradients:
         """As an op returns them: an empty tensor, of the dtype and device of ``like``, for None."""
         grads = (self.hidden, self.weight, self.bias)
         return tuple(like.new_empty(0) if grad is None else grad.contiguous() for grad in grads)
+
+
+def even_row(words: int) -> int:
+    """Numbers from one row of so many words to the next on a GPU."""
+    return -(-words // EVEN_WORDS) * EVEN_WORDS
+
+
+def rows_in(flat: Tensor, words: int) -> Tensor:
+    """``[n, words]`` in this memory. A row begins where 16 bytes can be read at once, whichever it is: so that it is added up in one order."""
+    return flat.view(-1, even_row(words))[:, :words]
 
 
 def even_slices(length: int, most: int, multiple: int = 1) -> list[slice]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maspo_ext.logits.groups import LogprobOptions, OfRows, RowGrads
-from maspo_ext.logits.head import EVEN_WORDS, LEAST_WORDS, Gradients, Head, even_slices
+from maspo_ext.logits.head import EVEN_WORDS, LEAST_WORDS, Gradients, Head, even_row, even_slices, rows_in
 from maspo_ext.logits.parts import Rows
 
 # One of so many parts of the weight's gradient stays free, for the first block's part. The other blocks are as large as those before them allow.
@@ -69,14 +69,14 @@ def _memory(head: Head, grad_weight: Tensor, tile: int, room: int) -> tuple[Tens
     of_tile = wide * tile * head.row
     most = max(LEAST_WORDS, _even_within((room // size - of_tile) // head.tokens))
     beside = min(most, left)
-    memory = head.weight.new_empty(of_tile + head.tokens * _even(beside), dtype=head.operand_dtype)
+    memory = head.weight.new_empty(of_tile + head.tokens * even_row(beside), dtype=head.operand_dtype)
     blocks.append(_Block(slice(done, done + beside), _rows(memory[of_tile:], head.tokens, slice(0, beside)), None))
     done, left = done + beside, left - beside
     for part in even_slices(left, _even_within(len(memory) // (head.tokens + wide * tile)), EVEN_WORDS) if left else ():
-        logits = wide * tile * _even(part.stop - part.start)
+        logits = wide * tile * even_row(part.stop - part.start)
         words = slice(done + part.start, done + part.stop)
         blocks.append(_Block(words, _rows(memory[logits:], head.tokens, words), memory[:logits].view(head.dtype)))
-    return head.rows_in(memory[:of_tile].view(head.dtype)), blocks
+    return rows_in(memory[:of_tile].view(head.dtype), head.words), blocks
 
 
 def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
@@ -85,7 +85,7 @@ def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
     A block of the words from ``word`` on becomes the part of the gradient from ``word * H`` on, up to where the block lies at most.
     """
     blocks: list[_Block] = []
-    free = max(LEAST_WORDS, _even(-(-head.words // _PARTS)))
+    free = max(LEAST_WORDS, even_row(-(-head.words // _PARTS)))
     word = end = 0
     while True:
         place = max(end, (word + free) * head.size)
@@ -98,14 +98,9 @@ def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
 
 
 def _rows(memory: Tensor, tokens: int, words: slice) -> Tensor:
-    """``[tokens, words]`` at the beginning of flat ``memory``, every row where 16 bytes can be read at once."""
+    """``[tokens, words]`` at the beginning of flat ``memory``."""
     count = words.stop - words.start
-    row = _even(count)
-    return memory[: tokens * row].view(tokens, row)[:, :count]
-
-
-def _even(words: int) -> int:
-    return -(-words // EVEN_WORDS) * EVEN_WORDS
+    return rows_in(memory[: tokens * even_row(count)], count)
 
 
 def _even_within(words: int) -> int:

@@ -126,7 +126,7 @@ def _forward(
     hidden, weight, target, temperature=1.0, bias=None, *, memory_budget=None, ignore_index, first_word=0, all_words=None
 ):  # fmt: skip
     """In the products of ``linear_loss``: so log-probabilities of both have the same bits."""
-    checks.check_head(hidden, weight, target, temperature, bias)
+    checks.check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, all_words or head.words, ignore_index)
     options = LogprobOptions(temperature, ignore_index, first_word, all_words)
@@ -143,7 +143,7 @@ def _backward(
     memory_budget=None, ignore_index, first_word=0, all_words=None, need_hidden=True, need_weight=True, need_bias=False,
 ):  # fmt: skip
     """By blocks of words: their logits again for all tokens, the gradient of these, its products."""
-    checks.check_head(hidden, weight, target, temperature, bias)
+    checks.check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     head = flat(hidden, weight, bias, memory_budget)
     targets = target.flatten()
     operand = head.finite_operand(slice(None), targets == ignore_index)

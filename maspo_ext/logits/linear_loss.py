@@ -279,7 +279,7 @@ def _forward(
     entropy_coef=0.0, need_hidden=True, need_weight=True, need_bias=False, **keywords,
 ):  # fmt: skip
     """By some tokens at a time: logits, log-probability, its part of the loss, the logits' gradient, its products."""
-    checks.check_head(hidden, weight, target, temperature, bias)
+    checks.check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
     policy = (old_log_prob, advantages, response_mask)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maspo_ext.logits import kept_words
 from maspo_ext.logits.groups import LogprobOptions, OfRows
-from maspo_ext.logits.head import Gradients, Head, of_all, united
+from maspo_ext.logits.head import Gradients, Head, of_all, rows_in, united
 from maspo_ext.logits.parts import Rows
 
 
@@ -81,7 +81,7 @@ def _memory(head: Head, grad_weight: Tensor | None) -> _Memory | None:
     if head.operand_dtype != head.dtype:
         beside = tile * head.row * head.dtype.itemsize
         if narrow and beside <= grad_weight.nbytes:
-            logits = head.rows_in(grad_weight.view(-1)[: beside // grad_weight.itemsize].view(head.dtype))
+            logits = rows_in(grad_weight.view(-1)[: beside // grad_weight.itemsize].view(head.dtype), head.words)
             beside = 0
     together = room - beside
     if head.tokens * of_token <= together:
