@@ -81,7 +81,7 @@ def policy_loss(
             None: of this call. A 0 is taken for an empty batch: with unmasked tokens in this call the loss is not finite.
         global_batch_size: sequences of the global batch, which the ``seq-mean`` modes divide by; None: those of this call with
             an unmasked token.
-        loss_scale_factor: divisor of ``seq-mean-token-sum-norm``; None: T (``max_seqlen``).
+        loss_scale_factor: divisor of ``seq-mean-token-sum-norm``, without effect in the other modes; None: T (``max_seqlen``).
         dual_clip: for ``A < 0`` count the ratio as at most ``clip_ratio_c``, a field of every config, without gradient
             beyond. Only ``maspo`` and ``sapo`` do not do so anyway.
         entropy: ``[B, T]``, nats, of the whole vocabulary; shapes the advantages by ``A + min(entropy_alpha * entropy,

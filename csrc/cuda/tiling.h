@@ -13,6 +13,9 @@ constexpr int64_t kStepTokens = kWarp * kLane;
 // After so many steps a lane's sums, in float32 for most batches, go into a double.
 constexpr int64_t kMaxSteps = 32;
 
+// No memory has tokens for more steps, but a caller's max_seqlen may be of any size: with this bound nothing overflows.
+constexpr int64_t kStepsOfAll = int64_t{1} << 55;
+
 // Blocks that a device runs at a time, and warps that a block has at most.
 struct Grid {
   int64_t blocks, warps;
@@ -34,7 +37,8 @@ struct Cut {
 
 MASPO_HD Cut cuda_cut(const Batch& b, const Grid& grid) {
   Cut cut = {};
-  cut.steps_of_row = b.cols > kStepTokens ? ceil_div(b.cols, kStepTokens) : 1;
+  const int64_t most = kStepsOfAll / (b.rows > 0 ? b.rows : 1);
+  cut.steps_of_row = bounded(b.cols / kStepTokens + (b.cols % kStepTokens != 0), 1, most);
   const int64_t steps = b.rows * cut.steps_of_row;
   cut.warps = bounded(ceil_div(steps, grid.blocks), kLeastWarps, grid.warps);
   cut.steps_of_warp = steps > 0 ? ceil_div(steps, grid.blocks * cut.warps) : 1;

@@ -85,7 +85,7 @@ constexpr Grid kGrid = {132, kMostWarps<float>};  // of an H100
 
 // What a launch of a padded batch would cut it into: steps of a row and of a warp, warps of a block, blocks.
 py::tuple cut(int64_t rows, int64_t cols) {
-  const Cut c = cuda_cut({rows, cols, nullptr, rows * cols}, kGrid);
+  const Cut c = cuda_cut({rows, cols, nullptr, 0}, kGrid);  // by rows and columns alone
   return py::make_tuple(c.steps_of_row, c.steps_of_warp, c.warps, c.blocks);
 }
 

@@ -176,6 +176,14 @@ def test_small_batches_have_small_blocks(emulated):
     assert emulated.cut(8, 512)[2:] == (4, 8) and emulated.cut(0, 5)[3] == 1
 
 
+@pytest.mark.parametrize("rows, cols", [(1, 2**63 - 1), (2**17, 2**53), (2**30, 2**62)])
+def test_a_max_seqlen_of_any_size_overflows_nothing(rows, cols, emulated):
+    """Packed tensors have their rows' true lengths from cu_seqlens; what is cut is the longest that a row could be."""
+    steps_of_row, steps_of_warp, warps, blocks = emulated.cut(rows, cols)
+    assert 1 <= steps_of_row and rows * steps_of_row * 128 < 2**63
+    assert (blocks * warps - warps) * steps_of_warp < rows * steps_of_row <= blocks * warps * steps_of_warp
+
+
 def test_too_many_blocks_are_refused_and_not_cut_to_32_bits(emulated):
     invalid_value, invalid_configuration = 1, 9
     assert emulated.error_of_blocks(2**31 - 1) == invalid_value  # as far as the unknown method

@@ -1,6 +1,6 @@
 """One update of stock verl's FSDP2 engine on the CPU per ratio_mode, and the same loss and gradients in plain torch.
 
-Run by test_door_update.py in processes of its own, one per rank (torch's environment variables RANK, WORLD_SIZE, ...):
+Run by test_fsdp_update.py in processes of its own, one per rank (torch's environment variables RANK, WORLD_SIZE, ...):
 ``python fsdp_update.py <model folder> <result.pt> [override ...]``. All modes in one process: its start takes the time.
 """
 

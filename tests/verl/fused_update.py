@@ -1,6 +1,6 @@
 """Updates of stock verl's FSDP engines on the CPU with impl_backend=maspo, and the same ones without fused kernels.
 
-Run by test_door_fused.py in processes of its own, one per rank: ``python fused_update.py <models folder> <result.pt>``.
+Run by test_fused_kernels.py in processes of its own, one per rank: ``python fused_update.py <models folder> <result.pt>``.
 """
 
 import os

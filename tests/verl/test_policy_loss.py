@@ -156,7 +156,7 @@ def test_everything_verl_knows_reaches_the_op(batch, ratio_mode, loss_agg_mode, 
     if not weighted:
         batch["rollout_is_weights"] = None
     if ratio_mode == "bapo":
-        info = info | {"dp_size": 1}  # with two ranks in test_door_update
+        info = info | {"dp_size": 1}  # with two ranks in test_fsdp_update
     config = fused_actor(ratio_mode, loss_agg_mode=loss_agg_mode, global_batch_info=info, **ACTOR_CLIP)
     got, expected = verl_loss(config, batch), reference_loss(config, batch, ratio_mode)
     assert_equal(got, expected)
@@ -382,7 +382,7 @@ def test_name_taken_in_the_registry():
 
 
 def test_bypass_mode_never_trains_ppo_for_maspo(batch):
-    # Asking for both is refused (test_door_config); here verl itself sets loss_mode, on the config tree.
+    # Asking for both is refused (test_config); here verl itself sets loss_mode, on the config tree.
     from omegaconf import OmegaConf
     from verl import DataProto
     from verl.trainer.ppo.rollout_corr_helper import apply_bypass_mode

@@ -1,4 +1,4 @@
-"""The door in a process of its own: what is imported when, without plugins, with a broken library, with an old verl."""
+"""The integration in a process of its own: what is imported when, without plugins, with a broken library, with an old verl."""
 
 import os
 import re
