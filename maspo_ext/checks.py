@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from maspo_ext._build_info import BUILD
+
 # verl's names of the KL estimates, two for some, and the kernels' name of each.
 KL_TYPES = {"k1": "k1", "kl": "k1", "abs": "abs", "k2": "k2", "mse": "k2", "k3": "k3", "low_var_kl": "k3"}
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -243,6 +245,21 @@ def check_tensor(
         )
 
 
+_DEVICES = ("cpu", "cuda", "meta") if BUILD["cuda"] else ("cpu", "meta")
+
+
+def check_device(name: str, value: torch.Tensor) -> None:
+    """Whether this build has kernels for the tensor's device."""
+    if value.device.type in _DEVICES:
+        return
+    if value.is_cuda:
+        expected = "a CPU tensor, since maspo_ext was built without CUDA kernels"
+        remedy = f"Build it again where nvcc is: MASPO_CUDA=1 pip install --force-reinstall --no-deps . (python -m maspo_ext shows what was built), or {name}.cpu()."
+    else:
+        expected, remedy = "a cpu or cuda device", "Move the inputs there."
+    raise ValueError(message(name, expected, value.device, remedy))
+
+
 def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> None:
     """Type, dtype, device and shape of ``cu_seqlens``; its values are checked by the op on a CPU."""
     check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
@@ -255,6 +272,9 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
                 "Pass the running sum of the sequence lengths, with a 0 before it.",
             )
         )
+    if cu_seqlens.shape[0] == 1 and log_prob.numel() > 0:
+        remedy = "Pass the running sum of the sequence lengths, with a 0 before it."
+        raise ValueError(message("cu_seqlens", f"shape [B + 1], B > 0 for {log_prob.numel()} tokens", [1], remedy))
     if max_seqlen is None:
         raise ValueError(
             message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
@@ -286,8 +306,7 @@ def check_tensors(
 ) -> None:
     """Types, dtypes, devices and shapes of the tensor arguments; ``of``: what the user knows ``log_prob`` by."""
     check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
-    if log_prob.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(message("log_prob", "a cpu or cuda device", log_prob.device, "Move the inputs there."))
+    check_device("log_prob", log_prob)
     if cu_seqlens is not None:
         check_cu_seqlens(log_prob, cu_seqlens, max_seqlen)
     elif max_seqlen is not None:

@@ -50,7 +50,7 @@ def _is_special(tensor: torch.Tensor) -> bool:
 
 
 def may_be_reused(saved: torch.Tensor, by: torch.Tensor) -> bool:
-    """Whether a backward function that runs now may write its product with ``by`` over ``saved``, which only its graph keeps.
+    """Whether a backward function that runs now may write its product with ``by`` over ``saved``, which its forward pass made.
 
     Not where the graph is kept for another backward pass, and not while torch.compile traces, which finds memory itself.
     """

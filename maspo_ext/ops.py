@@ -181,11 +181,11 @@ def _config(ratio_mode, named, hyper):
         expected = f"the default for ratio_mode={ratio_mode!r}"
         remedy = f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
         raise ValueError(checks.message(", ".join(changed), expected, repr(named[changed[0]]), remedy))
-    return _checked(config_class, tuple(hyper))
+    return _checked(config_class, *hyper)
 
 
-@functools.lru_cache(maxsize=256)
-def _checked(config_class, hyper):
+@functools.lru_cache(maxsize=256, typed=True)  # True is no number, though it equals 1
+def _checked(config_class, *hyper):
     """The config of these values; a step's call repeats the one before, and the checks take longer than a small loss."""
     return config_class.from_hyper(hyper)
 

@@ -69,8 +69,9 @@ class PolicyLossStats(NamedTuple):
     * ``actor/entropy_adv_bonus``: mean of what the entropy added to the advantages.
     * ``actor/ref_kl``: mean KL estimate against the reference, nats per token, before ``kl_coef``.
     * ``actor/rollout_is_outside_frac``: fraction of tokens whose rollout weight was truncated or masked.
-    * ``actor/ratio_min/mean/max``: of ``exp(log_prob - old_log_prob)``; min and max skip NaN.
-    * ``actor/log_ratio_clamped_frac``: fraction of tokens with ``|log_prob - old_log_prob| > 20`` (or NaN).
+    * ``actor/ratio_min/mean/max``: of ``exp(log_prob - old_log_prob)``, the difference clamped to +-20 (for DAC to at most 20);
+      min and max skip NaN.
+    * ``actor/log_ratio_clamped_frac``: fraction of tokens whose difference that changes (or is NaN).
     * ``actor/nonfinite_count``: number of unmasked tokens with NaN or inf in any input.
 
     Attributes:

@@ -8,7 +8,8 @@ namespace maspo {
 // The addition to A. No gradient flows through H. An H below 0, which only rounding can give, adds nothing.
 template <class V>
 MASPO_HD V entropy_bonus(V advantage, V entropy, V alpha, V kappa) {
-  return at_most(alpha * at_least(entropy, V(scalar_t<V>(0))), abs_of(advantage) / kappa);
+  const V most = abs_of(advantage) / kappa, bonus = at_most(alpha * at_least(entropy, V(scalar_t<V>(0))), most);
+  return select(most == most, bonus, most);  // at_most keeps a NaN of its first argument
 }
 
 }  // namespace maspo

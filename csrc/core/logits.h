@@ -40,7 +40,7 @@ MASPO_HD void raise_max(LogitSums<V>& s, V max, V inv_temperature) {
   s.max = max;
 }
 
-// A word whose logit is at most the maximum. A NaN, which no maximum sees, gets into the sums.
+// A word whose logit is at most the maximum. A NaN, which the maximum may not have seen, gets into the sums.
 template <class V>
 MASPO_HD void add_logit(LogitSums<V>& s, V logit, V inv_temperature) {
   const V exponent = exponent_of(logit, s.max, inv_temperature), term = exp_of(exponent);

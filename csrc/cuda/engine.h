@@ -34,5 +34,6 @@ int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place);
 int scale_cuda(void* data, DType dtype, int64_t count, const void* by, CudaPlace place);
 
 const char* cuda_error_text(int error);
+const char* cuda_error_remedy(int error);
 
 }  // namespace maspo

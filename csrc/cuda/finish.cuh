@@ -126,14 +126,14 @@ __device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& c
   if (threadIdx.x < kUnitNumbers) scratch[lane] = of_batch;  // where no other thread has anything to read
   __syncthreads();  // which also shows every thread the rows' tokens
   StatSums<double>& sums = *reinterpret_cast<StatSums<double>*>(scratch);
-  const double scale = batch_scale(p.aggregation, {sums.sum[kTokens], scratch[kNonempty]});
+  // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here, in every gradient too.
+  const double poison = scratch[kUnsound] > 0 ? nan("") : 0.0;
+  const double scale = batch_scale(p.aggregation, {sums.sum[kTokens], scratch[kNonempty]}) + poison;
   scale_rows(p, scale);
   if (threadIdx.x == 0) {
-    // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here.
-    const double poison = scratch[kUnsound] > 0 ? nan("") : 0.0;
     // A batch without tokens has loss 0, whatever they would be divided by.
-    const double loss = scratch[kNonempty] == 0 && scratch[kRowLoss] == 0 ? 0.0 : scale * scratch[kRowLoss];
-    *static_cast<S*>(p.loss) = static_cast<S>(loss + poison);
+    const double loss = scratch[kNonempty] == 0 && scratch[kRowLoss] == 0 ? poison : scale * scratch[kRowLoss];
+    *static_cast<S*>(p.loss) = static_cast<S>(loss);
     sums.sum[kNonfinite] += poison;
     finish_stats(sums, p.clip_bounds, p.stats, Hyper<double>::finish);
   }

@@ -11,15 +11,21 @@ namespace maspo {
 namespace {
 
 // Counters of the forward kernel's blocks, 0 between launches: so a launch needs no memory set before it. Each launch takes
-// the next one; two launches share a counter only with kCounters others between them, more than a device has in flight.
-constexpr unsigned kCounters = 1u << 20;
-__device__ unsigned counters[kCounters];
+// the next one; two launches share a counter only with kCounters others between them, more than a device has in flight. What
+// a graph captures keeps its counter for as long as the graph lives, and may be replayed beside any launch: it has others.
+constexpr unsigned kCounters = 1u << 19;
+__device__ unsigned counters[2][kCounters];
 
-cudaError_t next_counter(unsigned** counter) {
-  static std::atomic<unsigned> launches{0};
+cudaError_t next_counter(CudaPlace place, unsigned** counter) {
+  static std::atomic<unsigned> launches[2];
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  cudaError_t status = cudaStreamIsCapturing(static_cast<cudaStream_t>(place.stream), &capture);
+  if (status != cudaSuccess) return status;
+  const int of_graph = capture == cudaStreamCaptureStatusActive;
   void* first = nullptr;
-  const cudaError_t status = cudaGetSymbolAddress(&first, counters);
-  *counter = static_cast<unsigned*>(first) + launches.fetch_add(1, std::memory_order_relaxed) % kCounters;
+  status = cudaGetSymbolAddress(&first, counters);
+  const unsigned next = launches[of_graph].fetch_add(1, std::memory_order_relaxed) % kCounters;
+  *counter = static_cast<unsigned*>(first) + of_graph * kCounters + next;
   return status;
 }
 
@@ -32,7 +38,7 @@ cudaError_t launch_cut(void (*kernel)(Parameters...), const Cut& cut, CudaPlace 
 template <template <class> class Hyper>
 cudaError_t launch_forward(const LossParams& p, const Cut& cut, CudaPlace place) {
   unsigned* counter = nullptr;
-  const cudaError_t status = next_counter(&counter);
+  const cudaError_t status = next_counter(place, &counter);
   if (status != cudaSuccess) return status;
   const auto with = [&](auto kernel) { return launch_cut(kernel, cut, place, p, cut, counter); };
   if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
@@ -95,5 +101,17 @@ int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, doubl
 }
 
 const char* cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+const char* cuda_error_remedy(int error) {
+  switch (error) {
+    case cudaErrorNoKernelImageForDevice:
+      return "The kernels are for GPUs from compute capability 8.0 on (A100): move the tensors to a CPU, or take such a GPU.";
+    case cudaErrorInsufficientDriver:
+    case cudaErrorUnsupportedPtxVersion:
+      return "The driver is older than the CUDA toolkit that built maspo_ext (python -m maspo_ext shows it): update the driver.";
+    default:
+      return "After an earlier error, or with arguments of another device: CUDA_LAUNCH_BLOCKING=1 shows which call it was.";
+  }
+}
 
 }  // namespace maspo

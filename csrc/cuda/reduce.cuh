@@ -27,8 +27,9 @@ __device__ __forceinline__ double warp_min(double value) {
   return value;
 }
 
-// Of kCount values of each lane, a power of two, the sums over the warp: lane l gets that of value l % kCount. Half as many
-// values are left after each exchange, so that 16 of them take 16 shuffles, where one sum after the other takes 5 each.
+// Of kCount values of each lane, a power of two, the sums over kCount neighbouring lanes: lane l gets that of value l % kCount.
+// Half as many values are left after each exchange, so that 16 of them take 15 shuffles, where one sum after the other takes 4
+// each. What other lanes of the warp have is for the caller to add.
 template <int kCount, class S>
 __device__ __forceinline__ S warp_sums(S (&value)[kCount]) {
   if constexpr (kCount == 1) {
@@ -62,7 +63,7 @@ __device__ __forceinline__ double block_sum(double value, double* scratch) {
   return over_warps<kWarps>(warp_sum(value), 0.0, scratch, [](double a, double b) { return a + b; });
 }
 
-// The same for the maximum of values that are no NaN.
+// The same for the maximum; a NaN may get lost.
 template <int kWarps>
 __device__ __forceinline__ double block_max(double value, double* scratch) {
   return over_warps<kWarps>(-warp_min(-value), -Limits<double>::max, scratch,

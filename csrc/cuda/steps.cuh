@@ -1,5 +1,5 @@
-// A lane's step through a piece: four tokens. `Any` reads inputs of any dtype and stride, with all options. `Plain` has
-// what most batches are, in little code with a path of its own for steps without a masked token.
+// A lane's step through a piece: four tokens. AnySteps reads inputs of any dtype and stride, with all options; PlainSteps
+// (cuda/plain_steps.cuh) what most batches are, in little code with a path of its own for steps without a masked token.
 #pragma once
 
 #include "cuda/load.cuh"

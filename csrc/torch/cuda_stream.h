@@ -26,7 +26,7 @@ inline CudaPlace current_cuda_place(const Tensor& t) {
 
 inline void check_cuda(int error, const char* what) {
   STD_TORCH_CHECK(error == 0, "maspo_ext: ", what, ": expected its kernels to run, got ", cuda_error_text(error),
-                  ". After an earlier error, or with arguments of another device: CUDA_LAUNCH_BLOCKING=1 shows which call it was.");
+                  ". ", cuda_error_remedy(error));
 }
 
 }  // namespace maspo

@@ -4,6 +4,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from types import ModuleType
 
@@ -14,7 +15,8 @@ def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
     """Call ``callback(module)`` once ``name`` is imported; at once if it already is.
 
     Asking for the same again changes nothing: plug-ins are installed from more than one place.
-    An exception in the callback propagates to whoever imports ``name``: a failed adaptation must not go unnoticed.
+    An exception in the callback propagates to whoever imports ``name``: a failed adaptation must not go unnoticed. Where
+    that, or the module itself, fails, the next import calls it again.
     """
     if (name, callback) in _requested:
         return
@@ -32,15 +34,24 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, callback: Callable[[ModuleType], None]):
         self._name = name
         self._callback = callback
+        self._thread = threading.local()
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != self._name:
+        if fullname != self._name or getattr(self._thread, "asks_the_others", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._thread.asks_the_others = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._thread.asks_the_others = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._callback)
+            spec.loader = _Loader(spec.loader, self._imported)
         return spec
+
+    def _imported(self, module: ModuleType) -> None:
+        self._callback(module)
+        # Not when it was found: whoever only looks for a module (importlib.util.find_spec) does not import it.
+        sys.meta_path.remove(self)
 
 
 class _Loader(importlib.abc.Loader):
@@ -57,6 +68,6 @@ class _Loader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        self._loader.exec_module(module)
         module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
         self._callback(module)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import FLOAT_DTYPES, check_non_negative, check_positive, check_tensor, message, whole_number
+from maspo_ext.checks import FLOAT_DTYPES, check_device, check_non_negative, check_positive, check_tensor, message, whole_number
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."
@@ -78,6 +78,7 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: Any) -
     """The arguments of ``maspo::logprob``."""
     _check_whole("logits", logits)
     check_tensor("logits", logits, FLOAT_DTYPES, None)
+    check_device("logits", logits)
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise ValueError(message("logits", "shape [..., V], V > 0", list(logits.shape), "Pass at least one word."))
     check_target(target, logits.shape[:-1], logits.device, "logits")
@@ -96,6 +97,7 @@ def check_head(
                 raise TypeError(
                     message(name, f"dtype {hidden.dtype} (that of hidden)", value.dtype, "Cast one of them: under autocast, hidden.to(weight.dtype).")
                 )  # fmt: skip
+    check_device("hidden", hidden)
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(
             message("weight", "shape [V, H], as of torch.nn.Linear(H, V)", list(weight.shape), _sharded(weight))

@@ -219,10 +219,12 @@ class _LinearLoss(torch.autograd.Function):
             raise RuntimeError(message("torch.ops.maspo.linear_loss", "one backward pass", got, remedy))
         grads, ctx.grads = ctx.grads, None
         hidden, weight, bias = ctx.saved_tensors
-        grads = [_scaled(grad, grad_loss, ctx.dtype) if asked else None for grad, asked in zip(grads, ctx.asked, strict=True)]
+        others = (weight, bias, grad_loss)
+        with torch.no_grad():  # which without_second stands for
+            grads = [_scaled(grad, grad_loss, ctx.dtype) if asked else None for grad, asked in zip(grads, ctx.asked, strict=True)]
         if grads[0] is not None:
             grads[0] = grads[0].view(hidden.shape)
-        return *(None if grad is None else without_second(grad, hidden, "linear_loss", _TWIN, weight, bias) for grad in grads), None, None, None, None
+        return *(None if grad is None else without_second(grad, hidden, "linear_loss", _TWIN, *others) for grad in grads), None, None, None, None
 
 
 def _scaled(grad: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
@@ -273,6 +275,12 @@ def _linear_loss(
         return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
 
 
+def _row_of_token(cu_seqlens: Tensor, target: Tensor) -> Tensor:
+    """``[N]``; within the sequences whatever ``cu_seqlens`` holds: on a GPU an index beyond them would end the process."""
+    tokens = torch.arange(target.numel(), device=target.device)
+    return torch.searchsorted(cu_seqlens[1:], tokens, right=True).clamp_(max=cu_seqlens.numel() - 2)
+
+
 def _forward(
     hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *,
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
@@ -285,6 +293,7 @@ def _forward(
     policy = (old_log_prob, advantages, response_mask)
     keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
     whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+    row_of_token = None if cu_seqlens is None else _row_of_token(cu_seqlens, target)
 
     def per_token(value: Tensor | None) -> Tensor | None:
         """``[N]`` from one of the shapes that the loss takes."""
@@ -292,7 +301,7 @@ def _forward(
             return None if value is None else value.reshape(-1)
         if cu_seqlens is None:
             return value.reshape(-1, 1).expand(target.shape).reshape(-1)
-        return value.reshape(-1).repeat_interleave(cu_seqlens.diff(), output_size=target.numel())
+        return value.reshape(-1)[row_of_token]
 
     # The scale of a row depends on the mask alone: another tensor stands for the new policy, which is not known yet.
     stand_in = torch.zeros_like(target, dtype=head.dtype) if old_log_prob is None else old_log_prob

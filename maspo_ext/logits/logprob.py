@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.library import Library, register_fake
+from torch.utils.weak import TensorWeakRef
 
 from maspo_ext.checks import check_bool
 from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
@@ -50,7 +51,8 @@ def logprob(
         temperature: divides the logits.
         ignore_index: rows with this target have results and gradients 0, and are not read.
         inplace_backward: write the gradient into the memory of ``logits``, which are lost then. Whatever else saved them
-            for its own backward raises (torch counts the change); what only looks at them later sees gradients.
+            for its own backward raises (torch counts the change); what only looks at them later sees gradients. Under
+            saved-tensor hooks (activation checkpointing, ``save_on_cpu``), where torch does not count, it has memory of its own.
 
     Returns:
         ``LogprobOutput(log_prob, entropy)``, each ``[...]``.
@@ -84,7 +86,8 @@ class _Logprob(torch.autograd.Function):
     def forward(ctx, logits, target, temperature, ignore_index, inplace_backward):
         log_prob, entropy, state = torch.ops.maspo.logprob_forward(logits, target, temperature, ignore_index)
         ctx.save_for_backward(logits, target, entropy, state)
-        ctx.numbers, ctx.inplace_backward = (temperature, ignore_index), inplace_backward
+        ctx.numbers = (temperature, ignore_index)
+        ctx.written_over = TensorWeakRef(logits) if inplace_backward else None
         ctx.set_materialize_grads(False)
         return log_prob, entropy
 
@@ -94,7 +97,8 @@ class _Logprob(torch.autograd.Function):
             return (None,) * 5
         logits, target, entropy, state = ctx.saved_tensors
         arguments = (*row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state)
-        if ctx.inplace_backward:
+        # Saved-tensor hooks give another tensor, which they may give to others, too: torch does not look at its version.
+        if ctx.written_over is not None and ctx.written_over() is logits:
             grad = logits.detach()
             torch.ops.maspo.logprob_backward_out(*arguments, *ctx.numbers, grad=grad)
             increment_version(logits)

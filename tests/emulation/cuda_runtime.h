@@ -39,11 +39,19 @@ void __stcg(T* address, T value) {
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9,
+                      cudaErrorInsufficientDriver = 35, cudaErrorNoKernelImageForDevice = 209,
+                      cudaErrorUnsupportedPtxVersion = 222;
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 template <class T>
 cudaError_t cudaGetSymbolAddress(void** address, T& symbol) {
   *address = &symbol;
+  return cudaSuccess;
+}
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
+// A stream that is no null pointer is one that captures.
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = stream == nullptr ? cudaStreamCaptureStatusNone : cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };

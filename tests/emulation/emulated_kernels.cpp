@@ -81,6 +81,29 @@ py::dict loss(uint64_t seed, const py::array& log_prob, const py::array& old_log
   return answer;
 }
 
+// Packed tensors of float64, by the clip of PPO; cu_seqlens may be wrong, as on a GPU, where nobody looks at it before.
+py::dict packed_loss(uint64_t seed, const py::array_t<double>& log_prob, const py::array_t<double>& old_log_prob,
+                     const py::array_t<double>& advantages, const py::array_t<double>& response_mask,
+                     const py::array_t<int64_t>& cu_seqlens, int64_t max_seqlen) {
+  cuda_on_host::set_seed(seed);
+  const auto view = [](const py::array_t<double>& tokens) { return View{tokens.data(), 0, 1, kFloat64}; };
+  LossParams p = {};
+  p.batch = {cu_seqlens.size() - 1, max_seqlen, cu_seqlens.data(), log_prob.size()};
+  p.log_prob = view(log_prob);
+  p.old_log_prob = view(old_log_prob);
+  p.advantages = view(advantages);
+  p.response_mask = view(response_mask);
+  p.method = kMethodClip;
+  p.hyper[0] = 0.8;
+  p.hyper[1] = 1.2;
+  p.aggregation = {kTokenMean, -1, -1, 1, static_cast<double>(max_seqlen)};
+  const Result result = run(p, true, 1.0);
+  py::dict answer;
+  answer["loss"] = result.loss[0];
+  answer["grad"] = result.grad;
+  return answer;
+}
+
 constexpr Grid kGrid = {132, kMostWarps<float>};  // of an H100
 
 // What a launch of a padded batch would cut it into: steps of a row and of a warp, warps of a block, blocks.
@@ -156,7 +179,10 @@ py::tuple errors_of_rows(int64_t outer, int64_t inner) {
 }  // namespace
 
 PYBIND11_MODULE(emulated_kernels, m) {
+  m.def("packed_loss", &packed_loss, py::kw_only(), py::arg("seed"), py::arg("log_prob"), py::arg("old_log_prob"),
+        py::arg("advantages"), py::arg("response_mask"), py::arg("cu_seqlens"), py::arg("max_seqlen"));
   m.def("cut", &cut);
+  m.def("remedy_of_error", &cuda_error_remedy);
   m.def("pieces_of_warp", &pieces_of_warp);
   m.def("pieces_of_row", &pieces_of);
   m.def("error_of_blocks", &error_of_blocks);

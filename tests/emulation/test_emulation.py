@@ -112,6 +112,29 @@ def test_golden(name, emulated):
             assert expected[name_of] == pytest.approx(stats.to_dict()[name_of], rel=10 * rtol, abs=1e-7)
 
 
+def test_a_wrong_cu_seqlens_gives_nan_in_the_loss_and_every_gradient(emulated):
+    """As a GPU has it, where nobody looks before the launch; the CPU's op refuses."""
+    tokens, rng = 400, np.random.default_rng(0)
+    batch = {name: rng.standard_normal(tokens) for name in ("log_prob", "old_log_prob", "advantages")}
+    batch |= {"response_mask": np.ones(tokens), "max_seqlen": 200, "seed": 1}
+    sound = emulated.packed_loss(**batch, cu_seqlens=np.array([0, 100, 200, 400]))
+    assert np.isfinite(sound["loss"]) and np.isfinite(sound["grad"]).all()
+    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 400], [0, 300, 350, 400], [0, 0, 0, 5000], [0, -7, 200, 400]):
+        got = emulated.packed_loss(**batch, cu_seqlens=np.array(wrong))
+        inside = [range(max(a, 0), min(b, tokens, max(a, 0) + 200)) for a, b in zip(wrong, wrong[1:], strict=False)]
+        grad = np.array(got["grad"])
+        assert np.isnan(got["loss"]), wrong
+        assert all(np.isnan(grad[row]).all() for row in inside), wrong
+
+
+def test_the_remedy_of_an_error_of_cuda_is_what_helps(emulated):
+    no_image, old_driver, old_ptx, illegal_address = 209, 35, 222, 700
+    assert "compute capability 8.0" in emulated.remedy_of_error(no_image)
+    assert "update the driver" in emulated.remedy_of_error(old_driver)
+    assert emulated.remedy_of_error(old_ptx) == emulated.remedy_of_error(old_driver)
+    assert "CUDA_LAUNCH_BLOCKING=1" in emulated.remedy_of_error(illegal_address)
+
+
 # ---- rounding
 
 

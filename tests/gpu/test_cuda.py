@@ -161,10 +161,27 @@ def test_memory_is_the_saved_gradient_and_the_result():
     assert torch.cuda.max_memory_allocated() - before <= 2.1 * size
 
 
-def test_a_wrong_cu_seqlens_gives_nan_and_touches_nothing():
+WRONG = ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 400], [0, 300, 350, 400], [0, 0, 0, 5000], [0, -7, 200, 400])
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_cu_seqlens_gives_nan_and_touches_nothing(wrong):
     batch = {name: value.reshape(-1) for name, value in make_batch(4, 100).items() if name != "entropy"}
-    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 400], [0, 300, 350, 400]):
-        cu_seqlens = torch.tensor(wrong, device="cuda")
-        output = maspo_ext.policy_loss(**batch, cu_seqlens=cu_seqlens, max_seqlen=200)
-        assert output.loss.isnan(), wrong
+    log_prob = batch["log_prob"].requires_grad_()
+    cu_seqlens = torch.tensor(wrong, device="cuda")
+    loss = maspo_ext.policy_loss(**batch, cu_seqlens=cu_seqlens, max_seqlen=200).loss
+    loss.backward()
+    assert loss.isnan() and log_prob.grad.isnan().any()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_cu_seqlens_of_hidden_states_gives_nan_and_ends_no_process(wrong):
+    batch = {name: value.reshape(-1) for name, value in make_batch(4, 100).items() if name not in ("entropy", "log_prob")}
+    hidden = torch.randn(400, 16, device="cuda", requires_grad=True)
+    weight, target = torch.randn(33, 16, device="cuda"), torch.randint(33, (400,), device="cuda")
+    cu_seqlens = torch.tensor(wrong, device="cuda")
+    loss = maspo_ext.linear_loss(hidden, weight, target, **batch, cu_seqlens=cu_seqlens, max_seqlen=200).loss
+    loss.backward()
+    assert loss.isnan() and hidden.grad.isnan().any()
     torch.cuda.synchronize()

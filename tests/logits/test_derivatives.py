@@ -167,6 +167,20 @@ def test_second_derivative_is_refused(op, device):
             torch.autograd.grad(grad.sum(), value)
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@every_op
+def test_a_graph_of_the_gradients_of_a_loss_with_a_learned_weight(op, dtype, device):
+    """The first derivative is there as without that graph; only the next one is refused."""
+    arguments = arguments_of(op, device, dtype)
+    tensor = arguments[INPUTS[op][0]].requires_grad_()
+    factor = torch.tensor(2.0, device=device, requires_grad=True)
+    (expected,) = torch.autograd.grad(first_result(op, **arguments) * factor, tensor)
+    grad, _ = torch.autograd.grad(first_result(op, **arguments) * factor, (tensor, factor), create_graph=True)
+    assert_same_bits([grad.detach()], [expected])
+    with pytest.raises(RuntimeError, match=f"torch.ops.maspo.{op} has no second derivative"):
+        torch.autograd.grad(grad.sum(), factor)
+
+
 @every_op
 def test_forward_mode_is_refused(op, device):
     for name in INPUTS[op]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import maspo_ext
 
@@ -118,6 +119,39 @@ def test_another_op_that_saved_the_logits(saved_by, device):
             return
         grads += torch.autograd.grad(loss, leaf)
     torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+
+
+HOOKS = {
+    "checkpoint": lambda function, leaf: checkpoint(function, leaf, use_reentrant=False),
+    "save_on_cpu": lambda function, leaf: _with(torch.autograd.graph.save_on_cpu(), function, leaf),
+    "hooks": lambda function, leaf: _with(torch.autograd.graph.saved_tensors_hooks(_same, _same), function, leaf),
+}
+
+
+def _same(value):
+    return value
+
+
+def _with(hooks, function, leaf):
+    with hooks:
+        return function(leaf)
+
+
+@pytest.mark.parametrize("hooks", HOOKS)
+def test_under_saved_tensor_hooks_nothing_is_written_over(hooks, device):
+    """Nobody looks there at the version of what another op saved: it would see gradients in place of logits, in silence."""
+    logits, target = random_rows(6, 33, torch.float64, device)
+    grads = []
+    for inplace_backward in (False, True):
+
+        def function(leaf, inplace_backward=inplace_backward):
+            made = leaf * 1
+            before = made.square().sum()  # so its backward comes after that of logprob
+            return before + maspo_ext.logprob(made, target, inplace_backward=inplace_backward).log_prob.sum()
+
+        leaf = logits.clone().requires_grad_()
+        grads += torch.autograd.grad(HOOKS[hooks](function, leaf), leaf)
+    assert_same_bits(grads[:1], grads[1:])
 
 
 def test_a_second_backward_raises(device):

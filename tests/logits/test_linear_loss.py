@@ -5,6 +5,7 @@ import torch
 
 import maspo_ext
 from maspo_ext.logits.groups import Group
+from maspo_ext.logits.linear_loss import _row_of_token
 
 from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, every_mode, random_batch
 from .cases import (
@@ -123,6 +124,17 @@ def test_packed(method, loss_agg_mode, memory_budget, device):
     keywords = {**of_mode(method, **options), "memory_budget": memory_budget}
     loss, stats, log_prob, entropy, hidden, *of_head = run_loss(linear_loss, padded, **keywords)
     assert_close(actual, (loss, stats, log_prob[keep], entropy[keep], hidden[keep], *of_head), 1e-5)
+
+
+def test_the_row_of_a_packed_token_is_one_that_there_is():
+    """A GPU, where nobody looks at cu_seqlens before, must not be led beyond the rows: that would end its context."""
+    target = torch.zeros(400, dtype=torch.int64)
+    sound = torch.tensor([0, 0, 100, 100, 250, 400, 400])
+    rows = torch.arange(6).repeat_interleave(sound.diff())
+    assert torch.equal(_row_of_token(sound, target), rows)
+    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 300], [0, 300, 350, 20], [0, 0, 0, 5000], [0, -7, 200, 400]):
+        rows = _row_of_token(torch.tensor(wrong), target)
+        assert rows.shape == (400,) and rows.min() >= 0 and rows.max() <= 2, wrong
 
 
 @every_mode

@@ -140,6 +140,17 @@ def test_entropy_is_the_method_on_shaped_advantages(method, dtype, alpha, kappa,
     assert stat(result, "entropy_adv_bonus", entropy_adv=True) == pytest.approx(mean, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["advantages", "entropy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nan_is_no_bonus_of_the_other_input(dtype, name, device):
+    """The mean of the bonus shows it, as the twin's does."""
+    batch = random_batch(3, 70, dtype, device)
+    batch["response_mask"][1, 20] = True
+    batch[name][1, 20] = math.nan
+    for loss in (op, reference):
+        assert math.isnan(stat(run(batch, loss, entropy_alpha=0.3), "entropy_adv_bonus", entropy_adv=True))
+
+
 def test_entropy_without_its_weight_changes_nothing(device):
     batch = random_batch(7, 40, device=device, entropy=True)
     without = {name: value for name, value in batch.items() if name != "entropy"}

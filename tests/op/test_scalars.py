@@ -24,6 +24,19 @@ def test_a_bool_is_refused_after_the_number_that_it_equals(name, good):
         call(**needed, **{name: True})
 
 
+def test_a_bool_among_the_hyper_parameters_is_refused_after_the_number_that_it_equals():
+    """By the twin; for the op the dispatcher makes a float of it."""
+    log_prob = torch.full((B, T), -1.0)
+    batch = (log_prob, log_prob - 0.1, torch.ones(B, T), torch.ones(B, T))
+    for mode, good, wrong in (
+        ("maspo", {"sigma_high": 1.0}, {"sigma_high": True}),
+        ("dac", {"hyper": [1.0, 0.3, 10.0]}, {"hyper": [True, 0.3, 10.0]}),
+    ):
+        maspo_ext.reference.loss(*batch, ratio_mode=mode, **good)
+        with pytest.raises(TypeError, match="sigma_high|eps_low"):
+            maspo_ext.reference.loss(*batch, ratio_mode=mode, **wrong)
+
+
 @pytest.mark.parametrize("value", [[1], {}, torch.ones(3, requires_grad=True)])
 def test_what_cannot_be_looked_up_is_refused_by_the_checks(value):
     with pytest.raises(TypeError, match="maspo_ext: dp_size: expected a whole number >= 1, got") as raised:

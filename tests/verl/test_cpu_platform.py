@@ -1,9 +1,11 @@
 """The CPU platform is opt-in, registers with verl's registries, and refuses what cannot run."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +81,7 @@ def test_device_module_answers_what_torch_cpu_lacks():
 def importable(tmp_path, monkeypatch):
     (tmp_path / "hooked_module.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     yield "hooked_module"
     sys.modules.pop("hooked_module", None)
 
@@ -120,8 +123,32 @@ def test_a_failing_callback_fails_the_import(importable):
         raise RuntimeError("cannot adapt")
 
     import_hook.when_imported(importable, fail)
-    with pytest.raises(RuntimeError, match="cannot adapt"):
+    for _ in range(2):  # and the next one
+        with pytest.raises(RuntimeError, match="cannot adapt"):
+            __import__(importable)
+
+
+def test_who_only_looks_for_the_module_takes_no_callback_away(importable):
+    seen = []
+    finders = len(sys.meta_path)
+    import_hook.when_imported(importable, lambda module: seen.append("first"))
+    import_hook.when_imported(importable, lambda module: seen.append("second"))
+    assert importlib.util.find_spec(importable) is not None and seen == []
+    module = __import__(importable)
+    assert sorted(seen) == ["first", "second"] and len(sys.meta_path) == finders
+    assert type(module.__loader__).__name__ == "SourceFileLoader" and module.__spec__.loader is module.__loader__
+
+
+def test_a_module_that_fails_first_has_its_callback_at_the_second_import(importable, monkeypatch):
+    seen = []
+    path = Path(importlib.util.find_spec(importable).origin)
+    path.write_text("import os\nvalue = os.environ['SET_FOR_THE_MODULE']\n")
+    import_hook.when_imported(importable, lambda module: seen.append(module.value))
+    with pytest.raises(KeyError):
         __import__(importable)
+    monkeypatch.setenv("SET_FOR_THE_MODULE", "found")
+    __import__(importable)
+    assert seen == ["found"]
 
 
 # ---- adaptations
