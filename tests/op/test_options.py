@@ -144,7 +144,7 @@ def test_entropy_is_the_method_on_shaped_advantages(method, dtype, alpha, kappa,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_nan_is_no_bonus_of_the_other_input(dtype, name, device):
     """The mean of the bonus shows it, as the twin's does."""
-    batch = random_batch(3, 70, dtype, device)
+    batch = random_batch(3, 70, dtype, device, entropy=True)
     batch["response_mask"][1, 20] = True
     batch[name][1, 20] = math.nan
     for loss in (op, reference):
