@@ -21,6 +21,14 @@ using int64_t = long long;
 using uintptr_t = unsigned long long;
 #endif
 
+// Defined by the emulation, too, whose models of a GPU's instructions stand in for that header.
+#if defined(__CUDA_ARCH__)
+#define MASPO_GPU_ARITHMETIC
+#endif
+#if defined(MASPO_GPU_ARITHMETIC)
+#include "core/gpu_arithmetic.h"
+#endif
+
 namespace maspo {
 
 // The maths is written once over a value type V: float or double, or a vector of them (csrc/cpu/vec.h), for which the
@@ -39,10 +47,8 @@ MASPO_HD float exp_of(float v) { return ::expf(v); }
 MASPO_HD double exp_of(double v) { return ::exp(v); }
 MASPO_HD double sqrt_of(double v) { return ::sqrt(v); }
 MASPO_HD float sqrt_of(float v) {
-#if defined(__CUDA_ARCH__)
-  float root;  // to 1 ulp, in one instruction and without a branch
-  asm("sqrt.approx.f32 %0, %1;" : "=f"(root) : "f"(v));
-  return root;
+#if defined(MASPO_GPU_ARITHMETIC)
+  return gpu::root(v);
 #else
   return ::sqrtf(v);
 #endif
@@ -51,12 +57,10 @@ template <class V>
 MASPO_HD V quotient(V a, V b) {
   return a / b;
 }
-#if defined(__CUDA_ARCH__)
+#if defined(MASPO_GPU_ARITHMETIC)
 template <>
 __device__ __forceinline__ float quotient(float a, float b) {
-  float ab;  // to 2 ulp, likewise; numbers below 2^-126 count as 0, and a / b is 0 where |b| is above 2^126
-  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(ab) : "f"(a), "f"(b));
-  return ab;
+  return gpu::quotient(a, b);
 }
 #endif
 
@@ -78,12 +82,10 @@ template <class V>
 MASPO_HD V weight_exp(V v) {
   return exp_of_at_most_80(v);
 }
-#if defined(__CUDA_ARCH__)
+#if defined(MASPO_GPU_ARITHMETIC)
 template <>
 __device__ __forceinline__ float weight_exp(float v) {
-  float power;  // of 2, to 2 ulp
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v * 1.44269504f));
-  return power;
+  return gpu::power_of_2(v * 1.44269504f);
 }
 #endif
 
@@ -114,7 +116,7 @@ struct Total {
 template <class V>
 using total_t = typename Total<V>::type;
 
-// min and max that keep a NaN in `value`.
+// min and max that keep a NaN in `value`; one in the bound may stay or not.
 template <class V>
 MASPO_HD V at_least(V value, V low) {
   return select(value < low, low, value);
@@ -123,19 +125,14 @@ template <class V>
 MASPO_HD V at_most(V value, V high) {
   return select(value > high, high, value);
 }
-#if defined(__CUDA_ARCH__)
-// A comparison and a selection in one instruction.
+#if defined(MASPO_GPU_ARITHMETIC)
 template <>
 __device__ __forceinline__ float at_least(float value, float low) {
-  float most;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(value), "f"(low));
-  return most;
+  return gpu::larger(value, low);
 }
 template <>
 __device__ __forceinline__ float at_most(float value, float high) {
-  float least;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(least) : "f"(value), "f"(high));
-  return least;
+  return gpu::smaller(value, high);
 }
 #endif
 // min(max(value, low), high): high wins when low > high, as in torch.clamp; NaN stays NaN.
@@ -161,7 +158,7 @@ template <class V>
 MASPO_HD void raise_to(V& most, V value) {
   most = at_least(most, value);
 }
-#if defined(__CUDA_ARCH__)
+#if defined(MASPO_GPU_ARITHMETIC)
 template <>
 __device__ __forceinline__ void lower_to(float& least, float value) {
   least = fminf(least, value);

@@ -12,11 +12,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", f"-I{HERE}")
-SANITIZERS = {
+BUILDS = {
     "plain": ("-O1",),
+    "gpu arithmetic": ("-O1",),
     "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
     "thread": ("-O1", "-fsanitize=thread"),
 }
+# Of the kernels, and of what compares them: a GPU's instructions (core/gpu_arithmetic.h of this folder), where in the other
+# builds the same C++ makes the same bits as on the CPU.
+OF_KERNELS = {"gpu arithmetic": ("-DMASPO_GPU_ARITHMETIC",)}
 # The programs that run random cases, each with the launches of its kernels; and the Python module, which has all.
 PROGRAMS = {"random_cases": "cuda/launch.cu", "random_rows": "cuda/launch_logprob.cu"}
 MODULE = "emulated_kernels"
@@ -35,12 +39,13 @@ def compiler() -> str:
 
 
 class Builder:
-    """Objects and programs of one sanitizer, in ``folder``; what does not depend on the kernels is compiled once."""
+    """Objects and programs of one of the BUILDS, in ``folder``; what does not depend on the kernels is compiled once."""
 
-    def __init__(self, folder: Path, sanitizer: str) -> None:
-        self.folder = folder / sanitizer
+    def __init__(self, folder: Path, build: str) -> None:
+        self.folder = folder / build.replace(" ", "_")
         self.folder.mkdir(parents=True)
-        self.flags = SANITIZERS[sanitizer]
+        self.flags = BUILDS[build]
+        self.of_kernels = OF_KERNELS.get(build, ())
 
     def compile(self, source: Path, name: str, csrc: Path = CSRC, *more: str) -> Path:
         made = self.folder / f"{name}.o"
@@ -49,7 +54,7 @@ class Builder:
 
     def kernels(self, program: str, csrc: Path = CSRC) -> Path:
         """Those of one of the PROGRAMS, from the sources in ``csrc``."""
-        return self.compile(csrc / PROGRAMS[program], f"kernels_{program}_{csrc.name}", csrc)
+        return self.compile(csrc / PROGRAMS[program], f"kernels_{program}_{csrc.name}", csrc, *self.of_kernels)
 
     @cache
     def scheduler(self) -> Path:
@@ -64,11 +69,11 @@ class Builder:
 
     @cache
     def driver(self, name: str) -> Path:
-        more = []
+        more = list(self.of_kernels)
         if name == MODULE:
             import pybind11
 
-            more = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
+            more += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}", "-fvisibility=hidden"]
         return self.compile(HERE / f"{name}.cpp", name, CSRC, *more)
 
     def program(self, program: str, csrc: Path = CSRC) -> Path:
