@@ -85,8 +85,8 @@ def policy_loss(
         dual_clip: for ``A < 0`` count the ratio as at most ``clip_ratio_c``, a field of every config, without gradient
             beyond. Only ``maspo`` and ``sapo`` do not do so anyway.
         entropy: ``[B, T]``, nats, of the whole vocabulary; shapes the advantages by ``A + min(entropy_alpha * entropy,
-            |A| / entropy_kappa)`` before the method (Entropy Adv.); no gradient flows through it. ``ratio_mode="entropy_adv"``
-            needs it and has its own alpha and kappa.
+            |A| / entropy_kappa)`` before the method (Entropy Adv.), an entropy below 0 as 0; no gradient flows through it. Without
+            effect while ``entropy_alpha`` is 0. ``ratio_mode="entropy_adv"`` needs it and has its own alpha and kappa.
         ref_log_prob: ``[B, T]``; adds ``kl_coef`` times an estimate of KL(policy || reference), without the rollout's weights.
         kl_type: ``k1`` (``kl``), ``abs``, ``k2`` (``mse``) or ``k3`` (``low_var_kl``); with a trailing ``+`` that value with the
             gradient of k2, as in verl.

@@ -62,7 +62,8 @@ class PolicyLossStats(NamedTuple):
     * ``actor/maspo_gate_mean_pos/neg``: mean gate over the tokens gated on that side (A > 0 with ratio > 1, A < 0 with
       ratio < 1); 1 if there is none. ``actor/maspo_gated_frac_pos/neg``: the fraction of tokens that are.
     * ``actor/maspo_sigma_mean``: mean width of the gate, of all tokens, each with the side of its advantage.
-    * ``actor/sapo_gate_mean_pos/neg``: mean of ``sech^2(tau (ratio - 1) / 2)`` over the tokens with A > 0 and with A < 0.
+    * ``actor/sapo_gate_mean_pos/neg``: mean of ``sech^2(tau (ratio - 1) / 2)`` over the tokens with A > 0 and with A < 0, the
+      ratio as the dual clip leaves it; 1 if there is none.
     * ``actor/dac_clip_low_mean``, ``actor/dac_clip_high_mean``: mean bounds of the ratio.
     * ``actor/bapo_clip_low``, ``actor/bapo_clip_high``, ``actor/bapo_pos_neg_ratio``: the bounds found, and the quotient there
       (inf where no token has A < 0).

@@ -1,7 +1,7 @@
 // The CPU engine: called by csrc/torch, which brings the threads.
 #pragma once
 
-#include "core/logits.h"
+#include "core/logit_rows.h"
 #include "core/params.h"
 
 namespace maspo {

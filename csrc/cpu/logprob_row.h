@@ -2,7 +2,7 @@
 // functions of its vectors first.
 #pragma once
 
-#include "core/logits.h"
+#include "core/logit_rows.h"
 #include "cpu/stage.h"
 
 namespace maspo {
@@ -61,15 +61,9 @@ template <class V>
 void logprob_row(const LogprobParams& p, int64_t row) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
-  S& log_prob = static_cast<S*>(p.log_prob)[row];
-  S& entropy = static_cast<S*>(p.entropy)[row];
   const int64_t index = p.target.index[row];
   const TargetKind kind = target_kind(p.target, p.logits.words, index);
-  if (kind == kTargetIgnored) {
-    log_prob = entropy = S(0);
-    p.state[row] = {0.0, 0.0};
-    return;
-  }
+  if (kind == kTargetIgnored) return write_ignored_row<S>(p, row);
   const V inv_temperature = V(static_cast<S>(p.inv_temperature));
   const int64_t start = row_offset(p.logits, row);
   LogitSums<double> sums = no_logits<double>();
@@ -98,15 +92,8 @@ void logprob_row(const LogprobParams& p, int64_t row) {
     }
     add_logits(sums, of_words, p.inv_temperature);
   }
-  const LogitRow result = row_of(sums);
-  p.state[row] = result.state;
-  entropy = static_cast<S>(result.entropy);
-  if (kind == kTargetHere) {
-    const double logit = logit_at<S>(p.logits, start + index - p.target.first_word);
-    log_prob = static_cast<S>(log_prob_of(logit, result.state, p.inv_temperature));
-  } else {
-    log_prob = static_cast<S>(kind == kTargetElsewhere ? 0.0 : not_a_number());
-  }
+  const double logit = kind == kTargetHere ? logit_at<S>(p.logits, start + index - p.target.first_word) : 0.0;
+  write_row<S>(p, row, kind, sums, logit);
 }
 
 // The gradient may be the logits' own memory: a word is read before it is written, and never again.

@@ -1,7 +1,7 @@
 // The CUDA engine: launches on the given stream, no synchronisation, no torch.
 #pragma once
 
-#include "core/logits.h"
+#include "core/logit_rows.h"
 #include "cuda/tiling.h"
 
 namespace maspo {

@@ -1,7 +1,7 @@
 // Rows of logits: log-probability and entropy, and the gradient. One block per row, which is read once.
 #pragma once
 
-#include "core/logits.h"
+#include "core/logit_rows.h"
 #include "cuda/load.cuh"
 #include "cuda/logit_sums.cuh"
 
@@ -138,13 +138,8 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::A
   const int64_t row = blockIdx.x;
   const int64_t index = p.target.index[row];
   const TargetKind kind = target_kind(p.target, p.logits.words, index);
-  S& log_prob = static_cast<S*>(p.log_prob)[row];
-  S& entropy = static_cast<S*>(p.entropy)[row];
   if (kind == kTargetIgnored) {
-    if (threadIdx.x == 0) {
-      log_prob = entropy = S(0);
-      p.state[row] = {0.0, 0.0};
-    }
+    if (threadIdx.x == 0) write_ignored_row<S>(p, row);
     return;
   }
   const T* words = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row);
@@ -154,15 +149,7 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::A
   LogitAdder<Format> adder = {static_cast<S>(p.inv_temperature)};
   for_each_pack(words, p.logits.words, banned, adder);
   const LogitSums<double> total = block_logits<kRowWarps>(adder.seen, p.inv_temperature, scratch);
-  if (threadIdx.x != 0) return;
-  const LogitRow result = row_of(total);
-  p.state[row] = result.state;
-  entropy = static_cast<S>(result.entropy);
-  if (kind == kTargetHere) {
-    log_prob = static_cast<S>(log_prob_of(Format::number(target), result.state, p.inv_temperature));
-  } else {
-    log_prob = static_cast<S>(kind == kTargetElsewhere ? 0.0 : not_a_number());
-  }
+  if (threadIdx.x == 0) write_row<S>(p, row, kind, total, static_cast<double>(Format::number(target)));
 }
 
 // The gradient may be the logits' own memory: a thread reads its words before it writes them, and no other thread does.

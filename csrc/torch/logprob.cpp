@@ -103,10 +103,10 @@ std::tuple<Tensor, Tensor, Tensor> logprob_forward(Tensor logits, Tensor target,
   params.inv_temperature = 1.0 / temperature;
   std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end() - 1);
   const ScalarType type = arithmetic_type(params.logits.dtype);
-  Tensor log_prob = torch::stable::new_empty(logits, shape, type);
-  Tensor entropy = torch::stable::new_empty(logits, shape, type);
+  Tensor log_prob = new_contiguous(logits, shape, type);
+  Tensor entropy = new_contiguous(logits, shape, type);
   shape.push_back(sizeof(RowState) / sizeof(double));
-  Tensor state = torch::stable::new_empty(logits, shape, ScalarType::Double);
+  Tensor state = new_contiguous(logits, shape, ScalarType::Double);
   params.log_prob = log_prob.mutable_data_ptr();
   params.entropy = entropy.mutable_data_ptr();
   params.state = data_of<RowState>(state);
@@ -180,7 +180,7 @@ Tensor logprob_backward(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor
                         Tensor state, double temperature, int64_t ignore_index, int64_t first_word,
                         std::optional<int64_t> all_words) {
   const std::vector<int64_t> shape(logits.sizes().begin(), logits.sizes().end());
-  Tensor grad = torch::stable::new_empty(logits, shape, logits.scalar_type());
+  Tensor grad = new_contiguous(logits, shape, logits.scalar_type());
   logprob_backward_out(dlog_prob, dentropy, logits, target, entropy, state, temperature, ignore_index, first_word,
                        all_words, grad);
   return grad;

@@ -14,7 +14,10 @@ _OVER_ROWS = "Targets are the words of the response, one per row: shift them aga
 
 
 def check_temperature(temperature: Any) -> None:
-    check_positive("temperature", temperature, "It divides the logits; 1.0 leaves them as they are.")
+    remedy = "It divides the logits; 1.0 leaves them as they are."
+    check_positive("temperature", temperature, remedy)
+    if not 1e-30 <= temperature <= 1e30:  # where its inverse is no float32, every result would be NaN
+        raise ValueError(message("temperature", "1e-30 to 1e30", repr(temperature), remedy))
 
 
 def check_entropy_coef(entropy_coef: Any) -> None:

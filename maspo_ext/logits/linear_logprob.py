@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,17 +78,27 @@ class _LinearLogprob(torch.autograd.Function):
     def backward(ctx, dlog_prob, dentropy):
         if dlog_prob is None and dentropy is None:
             return (None,) * 6
-        hidden, weight, bias, target, entropy, state = ctx.saved_tensors
         need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=4)
-        grads = torch.ops.maspo.linear_logprob_backward(
-            *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,
-            ctx.temperature, None if bias is None else bias.detach(), **ctx.keywords, **need,
-        )  # fmt: skip
-        grad_hidden, grad_weight, grad_bias = (
-            without_second(grad, hidden, "linear_logprob", _TWIN, weight, bias) if asked else None
-            for grad, asked in zip(grads, need.values(), strict=True)
-        )
-        return grad_hidden, grad_weight, None, None, grad_bias, None
+        grads = head_backward(ctx.saved_tensors, dlog_prob, dentropy, ctx.temperature, ctx.keywords, need)
+        return *grads[:2], None, None, grads[2], None
+
+
+def head_backward(
+    saved: tuple[Tensor | None, ...], dlog_prob: Tensor | None, dentropy: Tensor | None, temperature: float,
+    keywords: dict[str, Any], need: dict[str, bool], *, over_ranks: Callable[[Tensor], None] | None = None, alternative: str = _TWIN,
+) -> list[Tensor | None]:
+    """The gradients of hidden states, weight and bias that are needed; ``over_ranks`` adds up that of hidden states."""  # fmt: skip
+    hidden, weight, bias, target, entropy, state = saved
+    grads = torch.ops.maspo.linear_logprob_backward(
+        *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,
+        temperature, None if bias is None else bias.detach(), **keywords, **need,
+    )  # fmt: skip
+    if over_ranks is not None and need["need_hidden"]:
+        over_ranks(grads[0])
+    return [
+        without_second(grad, hidden, "linear_logprob", alternative, weight, bias) if asked else None
+        for grad, asked in zip(grads, need.values(), strict=True)
+    ]
 
 
 def needed(needs_input_grad: tuple[bool, ...], **position: int) -> dict[str, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,6 +75,20 @@ def as_target(target: Tensor) -> Tensor:
     return target.to(torch.int64).contiguous()
 
 
+def rows_backward(
+    saved: tuple[Tensor, ...], dlog_prob: Tensor | None, dentropy: Tensor | None, numbers: tuple[Any, ...], *,
+    grad: Tensor | None = None, alternative: str = _TWIN,
+) -> Tensor:
+    """The gradient of ``saved[0]``, the logits, written into ``grad`` if that is given."""  # fmt: skip
+    logits, target, entropy, state = saved
+    arguments = (*row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state, *numbers)
+    if grad is None:
+        grad = torch.ops.maspo.logprob_backward(*arguments)
+    else:
+        torch.ops.maspo.logprob_backward_out(*arguments, grad=grad)
+    return without_second(grad, logits, "logprob", alternative)
+
+
 def row_gradients(dlog_prob: Tensor | None, dentropy: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """What autograd hands to a backward, as the kernels read it; None stands for zeros."""
     dlog_prob = torch.zeros_like(like) if dlog_prob is None else dlog_prob.contiguous()
@@ -95,16 +109,14 @@ class _Logprob(torch.autograd.Function):
     def backward(ctx, dlog_prob, dentropy):
         if dlog_prob is None and dentropy is None:
             return (None,) * 5
-        logits, target, entropy, state = ctx.saved_tensors
-        arguments = (*row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state)
+        saved = ctx.saved_tensors
+        logits = saved[0]
         # Saved-tensor hooks give another tensor, which they may give to others, too: torch does not look at its version.
-        if ctx.written_over is not None and ctx.written_over() is logits:
-            grad = logits.detach()
-            torch.ops.maspo.logprob_backward_out(*arguments, *ctx.numbers, grad=grad)
+        in_place = ctx.written_over is not None and ctx.written_over() is logits
+        grad = rows_backward(saved, dlog_prob, dentropy, ctx.numbers, grad=logits.detach() if in_place else None)
+        if in_place:
             increment_version(logits)
-        else:
-            grad = torch.ops.maspo.logprob_backward(*arguments, *ctx.numbers)
-        return without_second(grad, logits, "logprob", _TWIN), None, None, None, None
+        return grad, None, None, None, None
 
 
 def _logprob(logits, target, temperature=1.0, *, ignore_index=IGNORE_INDEX, inplace_backward=False):

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maspo_ext.checks import message, whole_number
-from maspo_ext.derivatives import refuse_transforms, without_second
+from maspo_ext.derivatives import refuse_transforms
 from maspo_ext.logits import checks
-from maspo_ext.logits.linear_logprob import needed
-from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, row_gradients
+from maspo_ext.logits.linear_logprob import head_backward, needed
+from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, rows_backward
 from maspo_ext.logits.parts import Rows, Sums
 
 _TWIN = "maspo_ext.logits.reference on the gathered vocabulary"
@@ -181,11 +181,8 @@ class _Logprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dlog_prob, dentropy):
-        logits, target, entropy, state = ctx.saved_tensors
-        grad = torch.ops.maspo.logprob_backward(
-            *row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state, *ctx.numbers
-        )
-        return without_second(grad, logits, "logprob", _TWIN), None, None, None, None
+        grad = rows_backward(ctx.saved_tensors, dlog_prob, dentropy, ctx.numbers, alternative=_TWIN)
+        return grad, None, None, None, None
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -208,16 +205,11 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dlog_prob, dentropy):
-        hidden, weight, bias, target, entropy, state = ctx.saved_tensors
         need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=2)
-        grads = torch.ops.maspo.linear_logprob_backward(
-            *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,
-            ctx.temperature, None if bias is None else bias.detach(), **ctx.keywords, **need,
-        )  # fmt: skip
-        if need["need_hidden"]:
-            dist.all_reduce(grads[0], dist.ReduceOp.SUM, ctx.group)
-        grads = (
-            without_second(grad, hidden, "linear_logprob", _TWIN, weight, bias) if asked else None
-            for grad, asked in zip(grads, need.values(), strict=True)
-        )
+
+        def over_ranks(grad_hidden: Tensor) -> None:
+            dist.all_reduce(grad_hidden, dist.ReduceOp.SUM, ctx.group)
+
+        options = {"over_ranks": over_ranks, "alternative": _TWIN}
+        grads = head_backward(ctx.saved_tensors, dlog_prob, dentropy, ctx.temperature, ctx.keywords, need, **options)
         return *grads, None, None, None, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class BapoConfig(MethodConfig):
     Attributes:
         adv_ratio_target: the quotient to reach; >= 0.
         ratio_lower_start, ratio_lower_max, ratio_lower_step: the lower bound's start (None: ``1 - clip_ratio_low``), maximum
-            (None: the start, no search) and step (0: no search).
+            (None: the start, no search) and step (0: no search); together at most 128 bounds to try.
         ratio_upper_start, ratio_upper_max, ratio_upper_step: the same for the upper bound (None: ``1 + clip_ratio_high``).
         upper_first: search the upper bound first, as the paper's Algorithm 1; the reference searches the lower one first.
         eps: added to the divisor of the quotient; >= 0.
@@ -88,19 +89,23 @@ class BapoConfig(MethodConfig):
         )
         checks.check_bool("upper_first", self.upper_first, "False is the order of the authors' code.")
         checks.check_non_negative("eps", self.eps, "The authors' config has 1e-8.")
-        checks.check_at_most(
-            "ratio_lower_step and ratio_upper_step",
-            len(lower) + len(upper),
-            "",
-            MAX_CANDIDATES,
-            "The number of bounds to try: take larger steps.",
-        )
+        if len(lower) + len(upper) > MAX_CANDIDATES:
+            expected = f"steps that make at most {MAX_CANDIDATES} bounds to try, lower and upper together"
+            got = " and ".join(f"about {self._count(bound):.3g} {bound} ones" for bound in ("lower", "upper"))
+            raise ValueError(
+                checks.message("ratio_lower_step, ratio_upper_step", expected, got, "Take larger steps, or a narrower range.")
+            )
 
     def _start(self, bound: str) -> float:
         start = getattr(self, f"ratio_{bound}_start")
         if start is not None:
             return start
         return 1 - self.clip_ratio_low if bound == "lower" else 1 + self.clip_ratio_high
+
+    def _count(self, bound: str) -> float:
+        """How many bounds a search would visit, as far as ``steps`` does not count."""
+        start, maximum, step = self._start(bound), getattr(self, f"ratio_{bound}_max"), getattr(self, f"ratio_{bound}_step")
+        return 1.0 if maximum is None or step == 0 else math.ceil(min((maximum - start) / step, 1e300) * (1 - 1e-12)) + 1.0
 
     def _bounds(self, bound: str) -> list[float]:
         start, maximum = self._start(bound), getattr(self, f"ratio_{bound}_max")

@@ -46,6 +46,8 @@ TEMPERATURES = [
     ({"temperature": 0.0}, ValueError, "temperature", "> 0", "0.0", "divides the logits"),
     ({"temperature": -1.0}, ValueError, "temperature", "> 0", "-1.0", "divides the logits"),
     ({"temperature": float("nan")}, ValueError, "temperature", "> 0 and finite", "nan", "divides the logits"),
+    ({"temperature": 1e300}, ValueError, "temperature", "1e-30 to 1e30", "1e\\+300", "divides the logits"),
+    ({"temperature": 1e-45}, ValueError, "temperature", "1e-30 to 1e30", "1e-45", "divides the logits"),
     ({"temperature": 10**400}, ValueError, "temperature", "> 0 and finite", "an int of 1329 bits", "divides the logits"),
     ({"temperature": float("inf")}, ValueError, "temperature", "> 0 and finite", "inf", "divides the logits"),
 ]

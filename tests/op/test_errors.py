@@ -56,7 +56,7 @@ CLIP_NUMBERS = [
     ({"clip_ratio_high": -0.2}, "clip_ratio_high", ">= 0", "-0.2", "0.2"),
     ({"clip_ratio_c": 1.0}, "clip_ratio_c", "> 1", "1.0", "dual clip"),
 ]
-TOO_MANY = "ratio_lower_step and ratio_upper_step"
+TOO_MANY = "ratio_lower_step, ratio_upper_step", "at most 128 bounds to try"
 # The same of the other modes' fields.
 OF_MODES = {
     "ppo": CLIP_NUMBERS,
@@ -84,8 +84,9 @@ OF_MODES = {
         ({"ratio_lower_max": 1.1}, "ratio_lower_max", "<= 1.0", "1.1", "clip the ratio 1"),
         ({"ratio_upper_start": 0.9}, "ratio_upper_start", ">= 1.0", "0.9", "clip the ratio 1"),
         ({"eps": -1e-8}, "eps", ">= 0", "-1e-08", "1e-8"),
-        ({"ratio_upper_step": 0.001}, TOO_MANY, "<= 128", "134", "larger steps"),
-        ({"ratio_lower_step": 1e-9}, TOO_MANY, "<= 128", "146", "larger steps"),
+        ({"ratio_upper_step": 0.001}, *TOO_MANY, "about 5 lower ones and about 801 upper ones", "larger steps"),
+        ({"ratio_lower_step": 1e-9}, *TOO_MANY, "about 2e+08 lower ones and about 17 upper ones", "larger steps"),
+        ({"ratio_upper_step": 5e-324}, *TOO_MANY, "about 5 lower ones and about 1e+300 upper ones", "larger steps"),
     ],
     "sapo": [
         ({"tau_pos": 0.0}, "tau_pos", "> 0", "0.0", "1.0"),
