@@ -56,7 +56,7 @@ def aggregate(
 
 
 def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, kl_type: str) -> Tensor:
-    """The estimate of KL(policy || reference) per token; the rules of verl 0.9.1's ``kl_penalty``, ``k3_unbounded`` is TRL's."""
+    """The estimate of KL(policy || reference) per token; the rules of verl 0.9.1's ``kl_penalty``, and of TRL 1.16."""
     difference = log_prob - ref_log_prob
     if kl_type.endswith("+"):
         k2 = 0.5 * difference**2

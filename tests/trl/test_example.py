@@ -112,8 +112,10 @@ def test_grpo_trains_as_trls_own_loss_does(loss, out):
 @pytest.mark.parametrize("setting", ["no delta", "delta", "clip", "KL"])
 @pytest.mark.parametrize("loss", ["policy", "linear"])
 def test_grpo_has_trls_clip_delta_and_kl(loss, setting, out):
-    """Where the ratio is about 7 and the advantage negative, a dual clip shows: TRL has one with delta only. Where the reference
-    is far off, the bound of verl's k3 would show: TRL's has none."""
+    """Where the ratio is about 7 and the advantage negative, a dual clip shows: TRL has one with delta only.
+
+    Where the reference is far off, the bound of verl's k3 would show: TRL's has none.
+    """
     results = json.loads((out / "far.json").read_text())
     assert len({tuple(result) for result in results["trl"].values()}) == 4
     assert results[loss][setting] == pytest.approx(results["trl"][setting], rel=RTOL)
@@ -151,8 +153,8 @@ def test_what_our_loss_does_not_have_is_refused(out):
     assert said.pop("scaled by policy") == "nothing"
     assert said.pop("scaled").startswith("maspo_ext: model: expected logits that are what the head makes")
     assert said.pop("headless") == (
-        "maspo_ext: model: expected a forward that calls its head once, with hidden states [B, T, H] for tokens [1, 1], got no call "
-        "(Qwen2ForCausalLM). Train with PolicyLossTrainer, which takes TRL's log-probabilities."
+        "maspo_ext: model: expected a forward that calls its head once, with hidden states [B, T, H] for tokens [1, 1], "
+        "got no call (Qwen2ForCausalLM). Train with PolicyLossTrainer, which takes TRL's log-probabilities."
     )
     assert said.pop("delta") == (
         "maspo_ext: GRPOConfig.delta: expected None, since PolicyLossTrainer has a loss of its own, got 3.0. "
