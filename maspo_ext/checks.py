@@ -12,8 +12,17 @@ import torch
 
 from maspo_ext._build_info import BUILD
 
-# verl's names of the KL estimates, two for some, and the kernels' name of each.
-KL_TYPES = {"k1": "k1", "kl": "k1", "abs": "abs", "k2": "k2", "mse": "k2", "k3": "k3", "low_var_kl": "k3"}
+# verl's names of the KL estimates, two for some, that of k3 without verl's bounds, and the kernels' name of each.
+KL_TYPES = {
+    "k1": "k1",
+    "kl": "k1",
+    "abs": "abs",
+    "k2": "k2",
+    "mse": "k2",
+    "k3": "k3",
+    "low_var_kl": "k3",
+    "k3_unbounded": "k3_unbounded",
+}
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MASK_DTYPES = FLOAT_DTYPES + (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

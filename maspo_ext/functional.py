@@ -88,8 +88,9 @@ def policy_loss(
             |A| / entropy_kappa)`` before the method (Entropy Adv.), an entropy below 0 as 0; no gradient flows through it. Without
             effect while ``entropy_alpha`` is 0. ``ratio_mode="entropy_adv"`` needs it and has its own alpha and kappa.
         ref_log_prob: ``[B, T]``; adds ``kl_coef`` times an estimate of KL(policy || reference), without the rollout's weights.
-        kl_type: ``k1`` (``kl``), ``abs``, ``k2`` (``mse``) or ``k3`` (``low_var_kl``); with a trailing ``+`` that value with the
-            gradient of k2, as in verl.
+        kl_type: ``k1`` (``kl``), ``abs``, ``k2`` (``mse``), ``k3`` (``low_var_kl``) as in verl, at most 10 and without gradient
+            beyond, or ``k3_unbounded`` as in TRL, inf where ``exp(ref_log_prob - log_prob)`` is; with a trailing ``+`` that value
+            with the gradient of k2, as in verl.
         cu_seqlens: int32 or int64 ``[B + 1]``, the running sum of the sequence lengths after a 0: the tensors are packed end to
             end. On a GPU its values are not looked at before the launch; a wrong one makes the loss NaN and leaves the gradient undefined.
         max_seqlen: the length of the longest of them; with ``cu_seqlens``.

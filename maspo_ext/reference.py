@@ -56,7 +56,7 @@ def aggregate(
 
 
 def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, kl_type: str) -> Tensor:
-    """The estimate of KL(policy || reference) per token; the rules of verl 0.9.1's ``kl_penalty``."""
+    """The estimate of KL(policy || reference) per token; the rules of verl 0.9.1's ``kl_penalty``, and of TRL 1.16."""
     difference = log_prob - ref_log_prob
     if kl_type.endswith("+"):
         k2 = 0.5 * difference**2
@@ -67,8 +67,9 @@ def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, kl_type: str) -> Tensor:
         return difference.abs()
     if kl_type in ("k2", "mse"):
         return 0.5 * difference**2
-    x = clamped(-difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return clamped(x.exp() - x - 1, -MAX_K3, MAX_K3)
+    bound, highest = (torch.inf, torch.inf) if kl_type == "k3_unbounded" else (MAX_LOG_RATIO, MAX_K3)
+    x = clamped(-difference, -bound, bound)
+    return clamped(x.exp() - x - 1, -highest, highest)
 
 
 def clamped(value: Tensor, low: float, high: float) -> Tensor:

@@ -1,13 +1,14 @@
-// Estimates of KL(policy || reference) per token, d = log_prob - ref_log_prob. Reference: kl_penalty of verl 0.9.1.
+// Estimates of KL(policy || reference) per token, d = log_prob - ref_log_prob. References: kl_penalty of verl 0.9.1; for
+// k3_unbounded GRPOTrainer of TRL 1.16.
 #pragma once
 
 #include "core/portable.h"
 
 namespace maspo {
 
-enum KlType : int32_t { kK1, kAbs, kK2, kK3, kNumKlTypes };
+enum KlType : int32_t { kK1, kAbs, kK2, kK3, kK3Unbounded, kNumKlTypes };
 
-constexpr const char* kKlTypeNames[kNumKlTypes] = {"k1", "abs", "k2", "k3"};
+constexpr const char* kKlTypeNames[kNumKlTypes] = {"k1", "abs", "k2", "k3", "k3_unbounded"};
 
 template <class V>
 struct Kl {
@@ -32,9 +33,11 @@ MASPO_HD Kl<V> kl_of(V log_prob, V ref_log_prob, int32_t type, bool straight_thr
   } else if (type == kK2) {
     kl = {V(S(0.5)) * d * d, d};
   } else {
-    const V bound = V(S(kMaxK3LogRatio)), highest = V(S(kMaxK3));
+    const bool bounded = type == kK3;
+    const V bound = V(S(bounded ? kMaxK3LogRatio : Limits<double>::infinity()));
+    const V highest = V(S(bounded ? kMaxK3 : Limits<double>::infinity()));
     const V x = clamp(-d, -bound, bound);
-    const V e = exp_of_within_80(x);
+    const V e = exp_of(x);
     const V value = e - x - one;
     const auto inside = (d >= -bound) & (d <= bound) & (value <= highest);
     kl = {at_most(value, highest), select(inside, one - e, zero)};

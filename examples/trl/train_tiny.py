@@ -34,14 +34,16 @@ def share_of_digits(completions: list[str], **_others) -> list[float]:
     return [sum(letter.isdigit() for letter in text) / max(len(text), 1) for text in completions]
 
 
-def make_trainer(arguments: argparse.Namespace, **settings) -> GRPOTrainer:
+def make_trainer(
+    arguments: argparse.Namespace, *, bf16: bool = False, gradient_checkpointing: bool = False, **settings
+) -> GRPOTrainer:
     """The trainer of the command line, with further settings of GRPOConfig."""
     torch.manual_seed(arguments.seed)
     tokenizer = build_tokenizer()
     config = GRPOConfig(
         output_dir=str(arguments.out),
         use_cpu=True,
-        bf16=False,
+        bf16=bf16,
         seed=arguments.seed,
         max_steps=arguments.steps,
         learning_rate=3e-3,
@@ -51,7 +53,7 @@ def make_trainer(arguments: argparse.Namespace, **settings) -> GRPOTrainer:
         gradient_accumulation_steps=arguments.accumulate,
         # More than one update per batch: only then has a clip or a gate something to do.
         num_iterations=arguments.updates,
-        gradient_checkpointing=False,
+        gradient_checkpointing=gradient_checkpointing,
         logging_steps=1,
         save_strategy="no",
         report_to="none",

@@ -2,6 +2,7 @@
 
 ==================  ============================================================================================
 :mod:`.trainer`     ``PolicyLossTrainer``, from TRL's log-probabilities; ``LinearPolicyLossTrainer``, without logits
+:mod:`.head`        what a language model's head is given
 :mod:`.version`     which TRL is supported
 ==================  ============================================================================================
 """

@@ -12,6 +12,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 import maspo_ext
+from maspo_ext.checks import message
+
+from .head import USE_POLICY_LOSS_TRAINER, before_head, require_plain_head
 
 # Settings of GRPOConfig that change TRL's loss and would do nothing here: each with its only value.
 _NOT_OURS = {
@@ -31,9 +34,9 @@ class PolicyLossTrainer(GRPOTrainer):
     Args:
         ratio_mode: the method, as of :func:`maspo_ext.policy_loss`.
         hyper: its hyper-parameters, by name.
-        *args, **kwargs: as of GRPOTrainer. Of its config ``beta`` weighs the KL estimate k3, as in TRL; ``epsilon``,
-            ``epsilon_high`` and ``delta`` are the bounds of ``ppo`` and ``grpo`` (without ``delta`` there is no dual clip), and are
-            not used by the other modes; nor are ``loss_type`` and SAPO's temperatures.
+        *args, **kwargs: as of GRPOTrainer. Of its config ``beta`` weighs the KL estimate ``k3_unbounded``, which is TRL's;
+            ``epsilon``, ``epsilon_high`` and ``delta`` are the bounds of ``ppo`` and ``grpo`` (without ``delta`` there is no dual
+            clip), and are not used by the other modes; nor are ``loss_type`` and SAPO's temperatures.
 
     The sum over tokens is divided as by TRL's ``loss_type="dapo"``, its default. The statistics are logged under their names
     (``actor/ratio_mean``, ...), of the main process. ``bapo`` searches its bounds in each rank's micro-batch alone, which is not the
@@ -49,7 +52,8 @@ class PolicyLossTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._refuse_what_is_not_ours(ratio_mode)
         self.policy_loss = self.loss_class(
-            ratio_mode, loss_agg_mode="token-sum", kl_coef=self.beta, **self._loss_settings(), **(self._clip(ratio_mode) | (hyper or {}))
+            ratio_mode, loss_agg_mode="token-sum", kl_coef=self.beta, kl_type="k3_unbounded",
+            **self._loss_settings(), **(self._clip(ratio_mode) | (hyper or {})),
         )  # fmt: skip
 
     def _clip(self, ratio_mode: str) -> dict[str, float]:
@@ -68,10 +72,9 @@ class PolicyLossTrainer(GRPOTrainer):
         of_clip = {} if ratio_mode in _TRLS_OWN else {"delta": None}
         for name, value in (_NOT_OURS | of_kl | of_routers | of_clip).items():
             if (got := getattr(self.args, name)) != value:
-                raise ValueError(
-                    f"GRPOConfig.{name}: expected {value!r}, since {type(self).__name__} has a loss of its own, got {got!r}. "
-                    f"Set {name}={value!r}, or train with GRPOTrainer."
-                )
+                expected = f"{value!r}, since {type(self).__name__} has a loss of its own"
+                remedy = f"Set {name}={value!r}, or train with GRPOTrainer."
+                raise ValueError(message(f"GRPOConfig.{name}", expected, repr(got), remedy))
 
     def _loss_settings(self) -> dict[str, Any]:
         return {}
@@ -112,14 +115,14 @@ class LinearPolicyLossTrainer(PolicyLossTrainer):
     is 1.
 
     Raises:
-        ValueError: the model's logits are not what its head makes of the last hidden states, or there are images.
+        ValueError: the model's logits are not what its head makes of the last hidden states in one call, or there are images.
     """
 
     loss_class = maspo_ext.LinearPolicyLoss
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _require_plain_head(self.model)
+        require_plain_head(self.model)
 
     def _loss_settings(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
@@ -137,10 +140,7 @@ class LinearPolicyLossTrainer(PolicyLossTrainer):
     ):
         """The hook by which GRPOTrainer computes log-probabilities, some rows at a time."""
         if used := [name for name, value in others.items() if value is not None and value is not False]:
-            raise ValueError(
-                f"inputs: expected tokens only, got {', '.join(used)}. Train with PolicyLossTrainer, which takes TRL's "
-                "log-probabilities."
-            )
+            raise ValueError(message("inputs", "tokens only", ", ".join(used), USE_POLICY_LOSS_TRAINER))
         rows = batch_size or len(input_ids)
         results = [
             self._log_prob(*self._before_head(model, ids, attention, logits_to_keep))
@@ -151,12 +151,9 @@ class LinearPolicyLossTrainer(PolicyLossTrainer):
 
     def _before_head(self, model, input_ids, attention_mask, words):
         """Hidden states ``[B, T, H]``, the head's weight, the tokens that they predict ``[B, T]``, and the head's bias."""
-        # By the model's own forward, so that what wraps it takes notice; the logits of one token are those it cannot leave out.
-        outputs = model(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, logits_to_keep=1, use_cache=False
-        )
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        return outputs.hidden_states[-1][:, -words - 1 : -1], head.weight, input_ids[:, -words:], head.bias
+        hidden, _ = before_head(model, head, input_ids, attention_mask=attention_mask)
+        return hidden[:, -words - 1 : -1], head.weight, input_ids[:, -words:], head.bias
 
     def _log_prob(self, hidden, weight, target, bias):
         return maspo_ext.linear_logprob(hidden, weight, target, self.temperature, bias)
@@ -166,15 +163,3 @@ def _sequences(inputs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
     """Tokens and attention mask ``[B, prompt + completion]``, and the length of the completions."""
     tokens, attention = (torch.cat([inputs[f"prompt_{of}"], inputs[f"completion_{of}"]], dim=1) for of in ("ids", "mask"))
     return tokens, attention, inputs["completion_ids"].shape[1]
-
-
-@torch.no_grad()
-def _require_plain_head(model: torch.nn.Module) -> None:
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    outputs = model(input_ids=token, output_hidden_states=True)
-    plain = model.get_output_embeddings()(outputs.hidden_states[-1])
-    if not torch.allclose(outputs.logits.float(), plain.float(), rtol=1e-2, atol=1e-3):
-        raise ValueError(
-            f"model: expected logits that are what the head makes of the last hidden states, got others ({type(model).__name__} "
-            "scales or bounds them). Train with PolicyLossTrainer, which takes TRL's log-probabilities."
-        )

@@ -24,7 +24,7 @@ from .cases import (
 )
 
 RTOL = {torch.float64: 1e-12, torch.float32: 2e-5}
-KL_TYPES = ("k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl")
+KL_TYPES = ("k1", "kl", "abs", "k2", "mse", "k3", "low_var_kl", "k3_unbounded")
 ALL_KL_TYPES = [name + plus for name in KL_TYPES for plus in ("", "+")]
 ALONE = {
     "dual clip": ((), {"dual_clip": True}),
@@ -160,17 +160,19 @@ def test_entropy_without_its_weight_changes_nothing(device):
 # KL
 
 
-def verl_kl(log_prob, ref_log_prob, kl_type):
-    """verl 0.9.1's kl_penalty, written out."""
+def kl_of(log_prob, ref_log_prob, kl_type):
+    """verl 0.9.1's kl_penalty, written out, and TRL 1.16's k3."""
     if kl_type.endswith("+"):
         k2 = 0.5 * (log_prob - ref_log_prob).square()
-        return k2 - k2.detach() + verl_kl(log_prob, ref_log_prob, kl_type[:-1]).detach()
+        return k2 - k2.detach() + kl_of(log_prob, ref_log_prob, kl_type[:-1]).detach()
     if kl_type in ("k1", "kl"):
         return log_prob - ref_log_prob
     if kl_type == "abs":
         return (log_prob - ref_log_prob).abs()
     if kl_type in ("k2", "mse"):
         return 0.5 * (log_prob - ref_log_prob).square()
+    if kl_type == "k3_unbounded":
+        return torch.exp(ref_log_prob - log_prob) - (ref_log_prob - log_prob) - 1
     kl = torch.clamp(ref_log_prob - log_prob, min=-20, max=20)
     return torch.clamp(torch.exp(kl) - kl - 1, min=-10, max=10)
 
@@ -178,7 +180,7 @@ def verl_kl(log_prob, ref_log_prob, kl_type):
 @pytest.mark.parametrize("threshold", [None, (0.7, 1.2)], ids=str)
 @pytest.mark.parametrize("kl_type", ALL_KL_TYPES)
 @every_mode
-def test_kl_term_is_verls_without_the_rollout_weights(method, kl_type, threshold, device):
+def test_kl_term_is_verls_or_trls_without_the_rollout_weights(method, kl_type, threshold, device):
     batch = method.batch(7, 600, device=device, ref_log_prob=True)
     batch["ref_log_prob"][:, ::5] += 30 * batch["ref_log_prob"][:, ::5].sin()  # both clamps of k3 are reached
     keywords = {"ratio_mode": method.mode, "loss_agg_mode": "seq-mean-token-mean", "rollout_is_threshold": threshold}
@@ -190,7 +192,7 @@ def test_kl_term_is_verls_without_the_rollout_weights(method, kl_type, threshold
     result = run(batch, front, **keywords, kl_type=kl_type, kl_coef=0.3)
     without = run({**batch, "ref_log_prob": None}, front, **keywords)
     log_prob = batch["log_prob"].clone().requires_grad_()
-    kl = verl_kl(log_prob, batch["ref_log_prob"], kl_type)
+    kl = kl_of(log_prob, batch["ref_log_prob"], kl_type)
     mask = batch["response_mask"]
     rows = (kl * mask).sum(-1) / mask.sum(-1).clamp(min=1)
     (slope,) = torch.autograd.grad(0.3 * rows.sum() / 6, log_prob)
@@ -226,6 +228,15 @@ KL_TOKENS = [
     (0.7, "k2+", 0.245, 0.7),
     (-3.0, "k3+", 10.0, -3.0),
     (-90.0, "k3+", 10.0, -90.0),
+    (0.7, "k3_unbounded", math.exp(-0.7) - 0.3, 1 - math.exp(-0.7)),
+    (0.0, "k3_unbounded", 0.0, 0.0),
+    (-3.0, "k3_unbounded", math.exp(3) - 4, 1 - math.exp(3)),
+    (-25.0, "k3_unbounded", math.exp(25) - 26, 1 - math.exp(25)),
+    (-88.0, "k3_unbounded", math.exp(88) - 89, 1 - math.exp(88)),
+    (12.0, "k3_unbounded", 11 + math.exp(-12), 1 - math.exp(-12)),
+    (90.0, "k3_unbounded", 89.0, 1.0),
+    (-3.0, "k3_unbounded+", math.exp(3) - 4, -3.0),
+    (25.0, "k3_unbounded+", 24 + math.exp(-25), 25.0),
 ]
 
 
@@ -245,6 +256,21 @@ def test_kl_of_one_token_by_hand(difference, kl_type, value, slope, dtype, rel, 
     assert float(result.loss) == pytest.approx(0.5 * value, rel=rel)
     assert float(result.grad) == pytest.approx(0.5 * slope, rel=rel)
     assert stat(result, "ref_kl", ref_kl=True) == pytest.approx(value, rel=rel)
+
+
+@pytest.mark.parametrize("function", [op, reference], ids=["op", "reference"])
+@pytest.mark.parametrize("difference, dtype", [(-90.0, torch.float32), (-710.0, torch.float64)], ids=str)
+def test_the_unbounded_k3_is_inf_where_exp_is(difference, dtype, function, device):
+    one = torch.ones(3, 40, dtype=dtype, device=device)
+    batch = {"log_prob": -one, "old_log_prob": -one, "advantages": 0 * one, "response_mask": one}
+    batch["ref_log_prob"] = -one
+    batch["ref_log_prob"][1, 7] -= difference
+    result = run(batch, function, kl_type="k3_unbounded", kl_coef=0.5)
+    assert float(result.loss) == math.inf == stat(result, "ref_kl", ref_kl=True)
+    assert float(result.grad[1, 7]) == -math.inf and int(result.grad.count_nonzero()) == 1
+    straight_through = run(batch, function, kl_type="k3_unbounded+", kl_coef=0.5)
+    assert float(straight_through.loss) == math.inf and float(straight_through.grad[1, 7]) < 0
+    assert int(straight_through.grad.isfinite().sum()) == 120
 
 
 @every_mode

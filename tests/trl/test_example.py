@@ -109,23 +109,57 @@ def test_grpo_trains_as_trls_own_loss_does(loss, out):
     assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
 
 
+@pytest.mark.parametrize("setting", ["no delta", "delta", "clip", "KL"])
 @pytest.mark.parametrize("loss", ["policy", "linear"])
-def test_grpo_has_trls_clip_and_delta(loss, out):
-    """Where the ratio is about 7 and the advantage negative, a dual clip shows: TRL has one with delta only."""
-    losses = json.loads((out / "far.json").read_text())
-    assert len(set(losses["trl"].values())) == 3
-    assert losses[loss] == pytest.approx(losses["trl"], rel=RTOL)
+def test_grpo_has_trls_clip_delta_and_kl(loss, setting, out):
+    """Where the ratio is about 7 and the advantage negative, a dual clip shows: TRL has one with delta only.
+
+    Where the reference is far off, the bound of verl's k3 would show: TRL's has none.
+    """
+    results = json.loads((out / "far.json").read_text())
+    assert len({tuple(result) for result in results["trl"].values()}) == 4
+    assert results[loss][setting] == pytest.approx(results["trl"][setting], rel=RTOL)
+
+
+def test_the_linear_trainer_keeps_the_hidden_states_of_the_head_alone(out):
+    """With loss and gradients of the same bits as from all layers' hidden states."""
+    forward = json.loads((out / "forward.json").read_text())
+    assert forward["calls"] == [
+        {"hidden_states": False, "logits": [4, 1, 262]},  # with gradient, and without
+        {"hidden_states": False, "logits": [4, 1, 262]},
+    ]
+    assert forward["same"]
+    assert forward["hooks"] == forward["hooks after an error"] == 0
+
+
+def test_gradient_checkpointing_changes_nothing(out):
+    for one, other in zip(Run(out / "linear").steps, Run(out / "checkpointed").steps, strict=True):
+        assert_same(one, other, ["loss", "grad_norm", "entropy", "actor/ratio_mean"])
+
+
+def test_a_bfloat16_model_is_trained_under_autocast(out):
+    """As PolicyLossTrainer does, but for what bfloat16 rounds away."""
+    for one, other in zip(Run(out / "bfloat16-policy").steps, Run(out / "bfloat16-linear").steps, strict=True):
+        assert one["actor/nonfinite_count"] == other["actor/nonfinite_count"] == 0
+        assert one["loss"] != 0 and one["grad_norm"] > 0
+        for name in ("loss", "grad_norm", "entropy", "actor/ratio_mean"):
+            assert one[name] == pytest.approx(other[name], rel=0.01), name
 
 
 def test_what_our_loss_does_not_have_is_refused(out):
     said = json.loads((out / "refused.json").read_text())
-    assert said.pop("images").startswith("inputs: expected tokens only, got pixel_values. Train with PolicyLossTrainer")
+    images = "maspo_ext: inputs: expected tokens only, got pixel_values. Train with PolicyLossTrainer"
+    assert said.pop("images").startswith(images)
     assert said.pop("scaled by policy") == "nothing"
-    assert said.pop("scaled").startswith("model: expected logits that are what the head makes")
+    assert said.pop("scaled").startswith("maspo_ext: model: expected logits that are what the head makes")
+    assert said.pop("headless") == (
+        "maspo_ext: model: expected a forward that calls its head once, with hidden states [B, T, H] for tokens [1, 1], "
+        "got no call (Qwen2ForCausalLM). Train with PolicyLossTrainer, which takes TRL's log-probabilities."
+    )
     assert said.pop("delta") == (
-        "GRPOConfig.delta: expected None, since PolicyLossTrainer has a loss of its own, got 3.0. "
+        "maspo_ext: GRPOConfig.delta: expected None, since PolicyLossTrainer has a loss of its own, got 3.0. "
         "Set delta=None, or train with GRPOTrainer."
     )
     assert len(said) == 4
     for name, message in said.items():
-        assert message.startswith(f"GRPOConfig.{name}: expected ")
+        assert message.startswith(f"maspo_ext: GRPOConfig.{name}: expected ")
