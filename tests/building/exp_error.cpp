@@ -120,3 +120,7 @@ int main() {
   std::printf("%.3f %.3f\n", of_floats, of_doubles);
   return 0;
 }
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
