@@ -2,6 +2,7 @@
 
     torch_headers.py  where the user's torch is, without importing it
     nvcc.py           where a CUDA compiler is, and the toolkit it belongs to
+    ask.py            what a compiler says of itself
     decide.py         MASPO_CUDA, torch and nvcc -> CPU build, CUDA build, fetch a compiler, or an error
     flags.py          the compile and link commands
     objects.py        runs them in parallel, and only where something changed

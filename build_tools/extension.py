@@ -56,6 +56,12 @@ def build_info(made):
     }  # fmt: skip
 
 
+def toolchain(made):
+    """The versions behind the commands, which do not show them."""
+    nvcc = made.nvcc and made.nvcc.version
+    return f"torch {made.torch.version}, nvcc {nvcc}, C++ compiler {flags.cxx_version(made.cxx)}"
+
+
 class BuildExtension(build_ext):
     """Compiles csrc/ with our own commands; setuptools decides where the module goes."""
 
@@ -76,8 +82,7 @@ class BuildExtension(build_ext):
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         folder = flags.ROOT / "build" / ("objects-cuda" if made.nvcc else "objects-cpu")
-        toolchain = f"torch {made.torch.version}, nvcc {made.nvcc and made.nvcc.version}"
         files = objects.compile_all(
-            made.sources(), made.compile, folder, csrc=flags.CSRC, toolchain=toolchain, jobs=made.jobs
+            made.sources(), made.compile, folder, csrc=flags.CSRC, toolchain=toolchain(made), jobs=made.jobs
         )
         objects.run(made.link(files, library), "linking failed")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_tools import torch_headers
+from build_tools.ask import ask
 from build_tools.errors import BuildError
 from build_tools.nvcc import Nvcc
 
@@ -55,6 +56,18 @@ def find_cxx(environ=os.environ):
     )
 
 
+def cxx_version(cxx):
+    """The compiler's name and version, in its own words: one that was upgraded keeps its path."""
+    lines = ask("the C++ compiler", [*cxx, "--version"], "repair it, or set CXX to another").splitlines()
+    return lines[0] if lines else ""
+
+
+def split_cxx(cxx):
+    """(the compiler alone, its options): of "ccache g++ -m64" g++ and -m64."""
+    options = next((i for i, word in enumerate(cxx) if word.startswith("-")), len(cxx))
+    return cxx[options - 1], cxx[options:]
+
+
 def find_python_headers(folder=None):
     """The folder of Python.h."""
     folder = Path(folder or sysconfig.get_path("include"))
@@ -100,10 +113,10 @@ class Commands:
         ]  # fmt: skip
 
     def _nvcc(self, source):
-        # -ccbin takes one program: the last word of, say, "ccache g++".
-        host = ",".join(["-fPIC", "-fvisibility=hidden", *WARNINGS])
+        compiler, options = split_cxx(self.cxx)  # -ccbin takes one program
+        host = ",".join(one.replace(",", "\\,") for one in [*options, "-fPIC", "-fvisibility=hidden", *WARNINGS])
         return [
-            str(self.nvcc.path), "-ccbin", self.cxx[-1], f"-std={CXX_STANDARD}", "-O3", *gencode(),
+            str(self.nvcc.path), "-ccbin", compiler, f"-std={CXX_STANDARD}", "-O3", *gencode(),
             f"--threads={self.jobs}", "-cudart", "static", f"-D{CUDA_DEFINITION}=1", "-Xcompiler", host,
             f"-I{CSRC}", "-c", str(source),
         ]  # fmt: skip

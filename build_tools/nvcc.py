@@ -3,10 +3,10 @@
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from build_tools.ask import ask
 from build_tools.errors import BuildError
 from build_tools.torch_headers import site_dirs
 
@@ -65,13 +65,5 @@ def _cudart_dir(path):
 
 
 def _output(path, *arguments):
-    # --dryrun reports on stderr.
-    done = subprocess.run([path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode != 0:
-        raise BuildError(
-            "nvcc does not run",
-            expected=f"an answer from: {path} {' '.join(arguments)}",
-            got=f"exit status {done.returncode}: {done.stdout.strip()}",
-            remedy="repair that toolkit, take it off the PATH, or set MASPO_CUDA=0 to build for the CPU",
-        )
-    return done.stdout
+    remedy = "repair that toolkit, take it off the PATH, or set MASPO_CUDA=0 to build for the CPU"
+    return ask("nvcc", [path, *arguments], remedy)

@@ -25,7 +25,7 @@ def max_jobs(environ=os.environ):
 def compile_all(sources, command_of, folder, *, csrc, toolchain, jobs):
     """Brings the object of every source up to date; returns the objects.
 
-    `toolchain` names the versions behind the commands (torch's headers, nvcc): they can change in the same folder.
+    `toolchain` names the versions behind the commands (torch's headers, the compilers): they can change in the same folder.
     """
     newest_header = max((path.stat().st_mtime_ns for path in csrc.rglob("*") if path.suffix in HEADERS), default=0)
 
@@ -88,7 +88,9 @@ def _compile(command, target, recipe):
         run([*command, "-o", str(partial)], f"compiling {target.stem} failed")
         # As old as its inputs were read: a source edited meanwhile is newer than the object.
         os.utime(partial, ns=(started, started))
-        _recipe_file(target).write_text(recipe)
+        # Whatever interrupts these, there is no recipe beside an object that was not made by it.
+        _recipe_file(target).unlink(missing_ok=True)
         partial.replace(target)
+        _recipe_file(target).write_text(recipe)
     finally:
         partial.unlink(missing_ok=True)

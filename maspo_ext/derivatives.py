@@ -6,6 +6,14 @@ import torch
 from torch.autograd import forward_ad
 
 from maspo_ext.checks import message
+from maspo_ext.torch_internals import (
+    is_batched,
+    is_batched_by_autograd,
+    is_transformed,
+    keeps_graph,
+    make_fx_mode,
+    may_be_transformed,
+)
 
 
 class _Refused(torch.autograd.Function):
@@ -32,21 +40,17 @@ def is_known_one(grad_loss: torch.Tensor) -> bool:
     return grad_loss.is_cpu and grad_loss.item() == 1
 
 
-_MAKE_FX = torch._C._TorchDispatchModeKey.PROXY
-
-
 def is_plain(*tensors: torch.Tensor) -> bool:
     """Whether these have numbers that may be looked at, or written over with one another's.
 
     Not those that torch.compile or make_fx traces, those without numbers (``meta``), and batches of vmap, as ``is_grads_batched``
     and ``jacobian(vectorize=True)`` make them of the gradient of a loss.
     """
-    return torch._C._get_dispatch_mode(_MAKE_FX) is None and not any(map(_is_special, tensors))
+    return make_fx_mode() is None and not any(map(_is_special, tensors))
 
 
 def _is_special(tensor: torch.Tensor) -> bool:
-    of = torch._C._functorch
-    return type(tensor) is not torch.Tensor or tensor.is_meta or of.is_batchedtensor(tensor) or of.is_legacy_batchedtensor(tensor)
+    return type(tensor) is not torch.Tensor or tensor.is_meta or is_batched(tensor) or is_batched_by_autograd(tensor)
 
 
 def may_be_reused(saved: torch.Tensor, by: torch.Tensor) -> bool:
@@ -54,11 +58,7 @@ def may_be_reused(saved: torch.Tensor, by: torch.Tensor) -> bool:
 
     Not where the graph is kept for another backward pass, and not while torch.compile traces, which finds memory itself.
     """
-    return is_plain(saved, by) and not _keeps_graph()
-
-
-# What torch's own compiled functions ask before they write over saved tensors. Where a torch has it no more, memory is not reused.
-_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return is_plain(saved, by) and not keeps_graph()
 
 
 def without_second(
@@ -76,17 +76,13 @@ def refuse_forward_mode(name: str, value: torch.Tensor | None, op: str, alternat
         raise NotImplementedError(message(what, f"{name} without a tangent", "a dual tensor", remedy))
 
 
-# Whether a call is within torch.func's grad, vmap or the like; what torch's own autograd.Function asks.
-is_transformed = torch._C._are_functorch_transforms_active
-
-
 def needs_dispatcher() -> bool:
     """Whether a call has to go through its op, which torch.compile puts into a graph and torch.func transforms.
 
     Otherwise the op's kernel is called at once: the dispatcher's share of a small batch's time is large, and its errors for a
     value of the wrong type do not say what to do.
     """
-    return torch.compiler.is_compiling() or is_transformed()
+    return torch.compiler.is_compiling() or may_be_transformed()
 
 
 def refuse_transforms(what: str, alternative: str) -> None:

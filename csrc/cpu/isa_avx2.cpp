@@ -3,8 +3,6 @@
 #define MASPO_ISA_TARGET "avx2,fma,f16c"
 #define MASPO_ISA_KERNELS kAvx2Kernels
 #define MASPO_ISA_FLOATS 8
-#define MASPO_ISA_EXPD Sleef_expd4_u10
 #define MASPO_ISA_OP(name, ...) _mm256_##name(__VA_ARGS__)
-#define MASPO_ISA_REGISTER_D __m256d
 #include "cpu/isa_x86.h"
 #endif

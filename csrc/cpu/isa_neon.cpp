@@ -1,7 +1,6 @@
 // 64-bit ARM, whose every processor has NEON: registers of four floats or two doubles.
 #if defined(__aarch64__)
 #include <arm_neon.h>
-#include <math.h>
 
 // A product and a sum in one rounding, as on every other instruction set here; clang does it across operators only if told.
 #if defined(__clang__)
@@ -9,6 +8,7 @@
 #endif
 
 #include "cpu/pair.h"
+#include "cpu/vec_exp_double.h"
 
 namespace maspo {
 namespace {
@@ -25,7 +25,6 @@ MASPO_VEC_OP Vec<S, N> smaller_of(Vec<S, N> a, Vec<S, N> b) {
 }
 MASPO_VEC_OP Floats sqrt_of(Floats v) { return Floats(vsqrtq_f32(v.r)); }
 MASPO_VEC_OP Doubles sqrt_of(Doubles v) { return Doubles(vsqrtq_f64(v.r)); }
-MASPO_VEC_OP Doubles exp_of(Doubles v) { return Doubles(Doubles::Register{::exp(v.r[0]), ::exp(v.r[1])}); }
 }  // namespace
 }  // namespace maspo
 

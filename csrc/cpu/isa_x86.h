@@ -2,9 +2,7 @@
 //   MASPO_ISA_NAME, MASPO_ISA_TARGET  as strings: ours, and what the compiler calls it
 //   MASPO_ISA_KERNELS                 the object to define
 //   MASPO_ISA_FLOATS                  floats in a register
-//   MASPO_ISA_EXPD                    SLEEF's exp for a register of doubles, which libtorch carries (1.0 ULP)
 //   MASPO_ISA_OP(name, ...)           the intrinsic of an instruction, "sqrt_ps" for example, for all lanes
-//   MASPO_ISA_REGISTER_D              the register of doubles as SLEEF's type
 #include "cpu/isa_vec.h"
 #include "cpu/kernels.h"
 

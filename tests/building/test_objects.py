@@ -2,10 +2,13 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
-from build_tools import flags, objects
+from build_tools import extension, flags, objects
 from build_tools.errors import BuildError
+from build_tools.nvcc import Nvcc
+from build_tools.torch_headers import Torch
 
 
 @pytest.fixture
@@ -63,6 +66,71 @@ def test_other_flags_or_another_torch_concern_every_source(project):
     assert project.build("-O1") == ["a.cpp.o", "b.cpp.o"]
     assert project.build("-O1", toolchain="torch 2") == ["a.cpp.o", "b.cpp.o"]
     assert project.build("-O1", toolchain="torch 2") == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("step", ["unlink", "replace", "write_text"])
+def test_an_interruption_leaves_no_object_of_other_flags(project, step, number, monkeypatch):
+    (project.path / "core" / "b.cpp").write_text("int b() { return NUMBER; }\n")
+
+    def b_of(number):
+        project.build(f"-DNUMBER={number}")
+        return next(path for path in project.times() if path.name == "b.cpp.o").read_bytes()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    right = {number: b_of(number) for number in (2, 1)}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            b_of(2)
+    assert b_of(number) == right[number]
+
+
+def commands(*cxx, nvcc=None):
+    return flags.Commands([*cxx], Path("/python"), Torch(Path("/torch"), "2.13.0", None), nvcc, {})
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """Makes a compiler, always the same file, of which only this is known: what it does with --version."""
+
+    def make(script):
+        path = tmp_path / "cxx"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def test_a_compiler_that_is_upgraded_in_place_is_another_one(compiler):
+    before = extension.toolchain(commands(compiler("echo g++ 12.2; echo Copyright"), "-m64"))
+    assert before == "torch 2.13.0, nvcc None, C++ compiler g++ 12.2"
+    assert extension.toolchain(commands(compiler("echo g++ 12.3; echo Copyright"), "-m64")) != before
+
+
+def test_a_compiler_that_does_not_run(compiler):
+    with pytest.raises(BuildError, match=r"C\+\+ compiler does not run(.|\n)*cxx --version(.|\n)*status 3: no licence(.|\n)*set CXX"):
+        extension.toolchain(commands(compiler("echo no licence; exit 3")))
+    with pytest.raises(BuildError, match=r"C\+\+ compiler does not run(.|\n)*got: +.*No such file(.|\n)*set CXX"):
+        extension.toolchain(commands("/no/such/compiler"))
+
+
+@pytest.mark.parametrize(
+    "cxx, program, options",
+    [
+        (["g++"], "g++", ""),
+        (["ccache", "g++"], "g++", ""),
+        (["g++", "-m64"], "g++", "-m64,"),
+        (["ccache", "g++", "-m64", "-isystem", "/a,b"], "g++", "-m64,-isystem,/a\\,b,"),
+    ],
+)
+def test_the_compiler_behind_nvcc_and_its_options(cxx, program, options):
+    command = commands(*cxx, nvcc=Nvcc(Path("/cuda/bin/nvcc"), "13.0", Path("/cuda/lib"))).compile(Path("launch.cu"))
+    assert command[command.index("-ccbin") + 1] == program
+    assert command[command.index("-Xcompiler") + 1].startswith(f"{options}-fPIC,")
 
 
 def test_a_failure_shows_the_command_and_the_compilers_words(project):

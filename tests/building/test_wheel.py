@@ -10,6 +10,8 @@ from email.parser import Parser
 
 import pytest
 
+from .test_symbols import foreign_symbols
+
 pytestmark = pytest.mark.slow
 
 
@@ -112,10 +114,7 @@ def test_metadata(wheel):
 
 
 def test_only_stable_symbols_are_used(library):
-    undefined = [line.split(maxsplit=1)[-1] for line in inspect("nm", "-DC", "--undefined-only", library).splitlines()]
-    unstable = [name for name in undefined if re.search(r"\b(at|c10|torch|caffe2)::", name)]
-    assert unstable == []
-    assert any(name.startswith("aoti_torch_") for name in undefined)  # the list is no empty one
+    assert foreign_symbols(library) == []
 
 
 def test_the_cuda_runtime_is_inside(library, info):

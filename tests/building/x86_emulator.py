@@ -34,6 +34,7 @@ CR4 = 1 << 18 | 1 << 10 | 1 << 9 | 1 << 5  # XSAVE, SSE with its exceptions, tab
 EFER = 1 << 10 | 1 << 8 | 1  # long mode, syscall
 XCR0 = 0b111 << 5 | 0b111  # registers of AVX-512, of AVX, of SSE, of the floating-point unit
 MXCSR, FPCW = 0x1F80, 0x37F  # no traps
+FPTW = 0xFFFF  # no register of the floating-point unit in use
 CODE, DATA = (0x08, 0xA09B), (0x10, 0xC093)  # selector and attributes of flat segments
 SET_FS = 0x1002
 
@@ -102,7 +103,7 @@ class X86Program(LinuxProgram):
         state = self.bochs.State()
         registers = {
             "cr0": CR0, "cr3": TABLES, "cr4": CR4, "efer": EFER, "xcr0": XCR0, "mxcsr": MXCSR, "mxcsr_mask": 0xFFFF, "fpcw": FPCW,
-            "rflags": 2, "rip": entry, "rsp": stack, "lstar": CALLED, "star": CODE[0] << 32, "sfmask": 0,
+            "fptw": FPTW, "rflags": 2, "rip": entry, "rsp": stack, "lstar": CALLED, "star": CODE[0] << 32, "sfmask": 0,
         }  # fmt: skip
         registers |= {name: self._segment(*DATA) for name in ("ds", "es", "fs", "gs", "ss")}
         for name, value in (registers | {"cs": self._segment(*CODE)}).items():

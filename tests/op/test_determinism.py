@@ -103,7 +103,7 @@ def run_with_isa(isa: str | None, folder: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("isa", [*ISAS, None])
 def test_instruction_sets_agree(isa, tmp_path):
-    """They differ in exp (libm, our own or SLEEF, at most 1 ULP), in the order of additions and in fused multiply-adds."""
+    """They differ in exp (libm or our own, at most 1 ULP), in the order of additions and in fused multiply-adds."""
     completed = run_with_isa(isa, tmp_path)
     assert completed.returncode == 0, completed.stderr
     used, *results = torch.load(tmp_path / "results.pt")

@@ -202,8 +202,10 @@ def test_a_batch_of_gradients_of_the_loss(device):
     factors = torch.tensor(FACTORS, dtype=torch.float64, device=device)
     (grads,) = torch.autograd.grad(op(log_prob, **batch)[0], log_prob, factors, is_grads_batched=True)
     jacobian = torch.autograd.functional.jacobian(lambda x: op(x, **batch)[0], log_prob.detach(), vectorize=True)
-    for factor, grad in zip(FACTORS, grads, strict=True):
-        assert torch.equal(grad, expected * factor)
+    loss = op(log_prob, **batch)[0]
+    mapped = torch.func.vmap(lambda factor: torch.autograd.grad(loss, log_prob, factor)[0])(factors)
+    for factor, *both in zip(FACTORS, grads, mapped, strict=True):
+        assert all(torch.equal(grad, expected * factor) for grad in both)
     assert torch.equal(jacobian, expected) and expected.any()
 
 
