@@ -16,9 +16,7 @@ NOT_HERE = ("cispo", "dppo", "geo_mean", "gmpo", "gpg", "gspo", "rloo", "sppo", 
 def mode_meant_by(name: Any, modes: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The mode that a wrong name stands for, at least as similar as ``cutoff``; None where there is none."""
     lower = str(name).lower()
-    if lower in NOT_HERE:
-        return None
-    return CLIP_OF.get(lower) or closest(name, modes, cutoff)
+    return None if lower in NOT_HERE else CLIP_OF.get(lower) or closest(name, modes, cutoff)
 
 
 def remedy_for(name: Any, modes: Iterable[str], otherwise: str) -> str:
@@ -26,4 +24,5 @@ def remedy_for(name: Any, modes: Iterable[str], otherwise: str) -> str:
     meant = mode_meant_by(name, modes)
     if meant is None:
         return otherwise
-    return f"Did you mean {meant}{', the clip of ' + str(name).upper() if str(name).lower() in CLIP_OF else ''}?"
+    whose = f", the clip of {name.upper()}" if str(name).lower() in CLIP_OF else ""
+    return f"Did you mean {meant}{whose}?"
