@@ -73,8 +73,10 @@ def test_all_options_like_the_reference(method, dtype, counts, loss_agg_mode, de
 
 # Dual clip
 
-# The loss of a token with A = -1 at the bound, where that is not the bound itself.
-LOSS_AT_BOUND = {"sapo": lambda config: 4 / config.tau_neg / (1 + math.exp(-config.tau_neg * (config.clip_ratio_c - 1)))}
+# The loss of a token with A = -1 and old_log_prob 0 beyond the bound, where that is not the bound itself.
+LOSS_AT_BOUND = {
+    "sapo": lambda config, log_prob: 4 / config.tau_neg / (1 + math.exp(-config.tau_neg * (config.clip_ratio_c - 1)))
+}
 
 
 @pytest.mark.parametrize("dtype", RTOL, ids=str)
@@ -89,11 +91,11 @@ def test_beyond_the_dual_clip_the_loss_is_that_at_the_bound(method, dtype, devic
     if method.mode == "bapo":
         method = method.with_(adv_ratio_target=0.0)  # a search would see other sums for other ratios
     keywords = {**method.keywords, "loss_agg_mode": "token-sum", "dual_clip": True}
-    for column in range(len(differences)):
+    at_bound = LOSS_AT_BOUND.get(method.mode, lambda config, log_prob: c)
+    for column, difference in enumerate(differences):
         result = run({name: value[:, column : column + 1] for name, value in batch.items()}, **keywords)
         assert float(result.grad) == 0.0 and stat(result, "pg_clipfrac_lower") == 1.0
-        at_bound = LOSS_AT_BOUND[method.mode](method.config) if method.mode in LOSS_AT_BOUND else c
-        assert float(result.loss) == pytest.approx(1.5 * at_bound, rel=1e-6)
+        assert float(result.loss) == pytest.approx(1.5 * at_bound(method.config, difference), rel=1e-6)
     inside = {**batch, "log_prob": zeros + math.log(c) - 2**-10}
     result = run(inside, **keywords)
     assert result.grad.all() and stat(result, "pg_clipfrac_lower") == 0.0
