@@ -148,9 +148,7 @@ def unchecked_loss(
     bounded = ratio
     if dual_clip or config.dual_clip:
         bounded, stopped = torch.where(beyond_c, config.clip_ratio_c, ratio), stopped | beyond_c
-    token = config.token_loss(
-        Token(bounded, old, adv, mask, ratio.detach(), torch.where(stopped, new.detach(), new))
-    )
+    token = config.token_loss(Token(bounded, old, adv, mask, ratio.detach(), torch.where(stopped, new.detach(), new)))
 
     outside = torch.zeros_like(valid)
     if rollout_is_upper is not None:

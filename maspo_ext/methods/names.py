@@ -10,7 +10,7 @@ from maspo_ext.checks import closest
 # Papers whose clip is a mode here, under a name of its own.
 CLIP_OF = {"dapo": "clip_higher", "dcpo": "dac"}
 # Other papers' losses, which are not here: their names resemble those of modes, and none of these is meant.
-NOT_HERE = ("cispo", "dppo", "geo_mean", "gmpo", "gpg", "gspo", "rloo", "sppo", "vespo")
+NOT_HERE = ("cispo", "dppo", "gmpo", "gspo", "sppo", "vespo")
 
 
 def mode_meant_by(name: Any, modes: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -24,5 +24,5 @@ def remedy_for(name: Any, modes: Iterable[str], otherwise: str) -> str:
     meant = mode_meant_by(name, modes)
     if meant is None:
         return otherwise
-    whose = f", the clip of {name.upper()}" if str(name).lower() in CLIP_OF else ""
+    whose = f", the clip of {str(name).upper()}" if str(name).lower() in CLIP_OF else ""
     return f"Did you mean {meant}{whose}?"
