@@ -94,7 +94,7 @@ $(WHEEL_VENV)/installed: $(LOCKS)/wheel-test.txt $(LOCKS)/build.txt $(LOCKS)/ins
 # The stamp gets the time before the build, so that a source edited during the build is seen by the next one.
 $(VENV)/built: $(VENV)/installed $(VENV)/options $(BUILD_FILES) $(if $(wildcard maspo_ext/_C.abi3.so),,FORCE)
 	@touch $@.next
-	@echo "maspo_ext: building the extension (seconds for the CPU, a minute or more with CUDA code)"
+	@echo "maspo_ext: building the extension (about a minute; with CUDA code a minute or more)"
 	PYTHONWARNINGS=ignore $(VENV)/bin/python $(PIP) install --quiet --no-deps $(CONSTRAINT) -e .
 	@$(VENV)/bin/python -c 'import runpy; print(runpy.run_path("maspo_ext/_build_info.py")["BUILD"]["summary"])'
 	@mv $@.next $@

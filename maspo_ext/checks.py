@@ -32,11 +32,11 @@ def message(what: str, expected: str, got: Any, remedy: str) -> str:
     return f"maspo_ext: {what}: expected {expected}, got {got}. {remedy}"
 
 
-def closest(name: Any, names: Iterable[str]) -> str | None:
+def closest(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The name that a misspelt one resembles most, if there is one. torch.compile cannot trace how: there is none for it."""
     if torch.compiler.is_compiling():
         return None
-    return next(iter(get_close_matches(str(name).lower(), list(names), n=1)), None)
+    return next(iter(get_close_matches(str(name).lower(), list(names), n=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: Any, names: Iterable[str], otherwise: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from maspo_ext.checks import did_you_mean, message
+from maspo_ext.checks import message
 from maspo_ext.fronts import unknown_keywords
 from maspo_ext.methods import RATIO_MODES, MethodConfig
+from maspo_ext.methods.names import remedy_for
 
 _DEFAULTS = {ratio_mode: config_class() for ratio_mode, config_class in RATIO_MODES.items()}
 
@@ -21,7 +22,7 @@ def config_class_of(ratio_mode: Any) -> type[MethodConfig]:
         if modes := _modes_of(type(ratio_mode)):
             remedy = f"That is a config: pass {modes}, and it as config=."
         else:
-            remedy = did_you_mean(ratio_mode, RATIO_MODES, "Choose one of these.")
+            remedy = remedy_for(ratio_mode, RATIO_MODES, "Choose one of these.")
         raise ValueError(message("ratio_mode", f"one of {', '.join(RATIO_MODES)}", repr(ratio_mode), remedy))
     return RATIO_MODES[ratio_mode]
 

@@ -145,8 +145,11 @@ def unchecked_loss(
     log_ratio = clamped(difference, -MAX_LOG_RATIO if config.clamp_low else -torch.inf, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     beyond_c = (adv < 0) & (ratio > config.clip_ratio_c)
-    bounded = torch.where(beyond_c, config.clip_ratio_c, ratio) if dual_clip or config.dual_clip else ratio
-    token = config.token_loss(Token(bounded, old, adv, mask, ratio.detach()))
+    stopped = (log_ratio < difference) | (log_ratio > difference)  # by the clamp; no NaN, which has to be seen
+    bounded = ratio
+    if dual_clip or config.dual_clip:
+        bounded, stopped = torch.where(beyond_c, config.clip_ratio_c, ratio), stopped | beyond_c
+    token = config.token_loss(Token(bounded, old, adv, mask, ratio.detach(), torch.where(stopped, new.detach(), new)))
 
     outside = torch.zeros_like(valid)
     if rollout_is_upper is not None:

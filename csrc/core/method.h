@@ -3,7 +3,8 @@
 //     (maspo_ext/methods/); kClampLow, see ratio.h; kMayClipTwice, whether the dual clip
 //     usually goes with it; kMeans and kCounts, how many sums of its own it keeps;
 //     finish(sums, tokens, stats), the statistics made of these sums;
-//   * method_token(ratio, old_log_prob, advantage, hyper): the formula.
+//   * method_token(ratio, old_log_prob, advantage, hyper): the formula. Its gradient is 0 where ratio.inside is false: beyond
+//     the clamp, and beyond the dual clip.
 #pragma once
 
 #include "core/ratio.h"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import verl.workers.config
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
 from maspo_ext.checks import did_you_mean
+from maspo_ext.methods.names import mode_meant_by
 
 from . import actor_config, distillation, registration
 from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, keys, parse_ratio_clip
@@ -95,13 +95,13 @@ def _require_no_misspelt_mode(loss_mode: str) -> None:
     """
     if loss_mode in POLICY_LOSS_REGISTRY:
         return
-    close = get_close_matches(str(loss_mode).lower().removeprefix("maspo_ext."), FUSED, n=1, cutoff=0.75)
-    if close:
+    meant = mode_meant_by(str(loss_mode).lower().removeprefix("maspo_ext."), FUSED, cutoff=0.75)
+    if meant is not None:
         raise key_error(
             f"{POLICY_LOSS_KEY}.loss_mode",
             f"one of verl's losses ({', '.join(sorted(POLICY_LOSS_REGISTRY))})",
             loss_mode,
-            f"Did you mean {KEY}.ratio_mode={close[0]}?",
+            f"Did you mean {KEY}.ratio_mode={meant}?",
         )
     known = ", ".join(sorted(POLICY_LOSS_REGISTRY))
     _log.warning(

@@ -16,8 +16,9 @@ from verl.base_config import BaseConfig
 
 from maspo_ext.checks import LOSS_AGG_MODES, did_you_mean
 from maspo_ext.methods import RATIO_MODES, MethodConfig
+from maspo_ext.methods.names import remedy_for
 
-from .ratio_modes import FUSED, PPO
+from .ratio_modes import FUSED, PPO, ratio_mode_of
 
 ACTOR_KEY = "actor_rollout_ref.actor"
 POLICY_LOSS_KEY = f"{ACTOR_KEY}.policy_loss"
@@ -75,7 +76,7 @@ class _RatioClip(BaseConfig):
                 f"{KEY}.ratio_mode",
                 f"one of {', '.join(modes)}",
                 self.ratio_mode,
-                did_you_mean(self.ratio_mode, modes, f"{PPO} leaves the loss to loss_mode, verl's own."),
+                _remedy_for_mode(self.ratio_mode, modes),
             )
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
@@ -141,6 +142,15 @@ class _RatioClip(BaseConfig):
             return RATIO_MODES[ratio_mode](**hyper, **of_actor)
         except (TypeError, ValueError) as error:
             raise ValueError(_with_full_keys(str(error), ratio_mode)) from error
+
+
+def _remedy_for_mode(name: Any, modes: list[str]) -> str:
+    # Not above: verl's registry imports this module, to have our losses.
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    if isinstance(name, str) and name in POLICY_LOSS_REGISTRY and ratio_mode_of(name) is None:
+        return f"For verl's own loss of that name set {POLICY_LOSS_KEY}.loss_mode={name} and {KEY}.ratio_mode={PPO}."
+    return remedy_for(name, modes, f"{PPO} leaves the loss to loss_mode, verl's own.")
 
 
 def _require_no_yaml_inf(key: str, value: Any) -> None:

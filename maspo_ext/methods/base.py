@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Token(NamedTuple):
         old_log_prob, advantages: without gradient.
         mask: the weight of the token.
         free_ratio: ``ratio`` before the dual clip, without gradient.
+        log_prob: as it came; differentiable where ``ratio`` is, so not beyond the clamp and the dual clip.
     """
 
     ratio: Tensor
@@ -27,6 +28,7 @@ class Token(NamedTuple):
     advantages: Tensor
     mask: Tensor
     free_ratio: Tensor
+    log_prob: Tensor
 
 
 class TokenLoss(NamedTuple):
@@ -55,7 +57,12 @@ class MethodConfig:
         dual_clip: whether the method bounds ``A < 0`` with a large ratio by ``clip_ratio_c`` itself.
         clamp_low: whether the log-ratio is clamped from below too.
         aliases: names in the reference implementations for fields that have another name here.
+
+    Every method has a field ``clip_ratio_c``, the bound of the dual clip, its own or the optional one.
     """
+
+    if TYPE_CHECKING:  # no field here, where it would be the first of every subclass: their order is that of ``hyper()``
+        clip_ratio_c: float
 
     method = ""
     stat_names = ()

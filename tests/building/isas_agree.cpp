@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../emulation/hyper.h"
 #include "cpu/engine.h"
 
 namespace {
@@ -83,10 +84,8 @@ bool losses_agree(const CpuKernels& kernels, int64_t rows, int64_t cols, bool op
     p.options.is_rule = kIsTruncate, p.options.is_upper = 1.5;
   }
   p.aggregation = {kSeqMeanTokenMean, -1, -1, 1, double(cols)};
-  const std::vector<double> hyper[kNumMethods] = {
-      {0.8, 1.2}, {0.2, 0.28, 10}, {1, 0.3, 10, 0.1, 10, 0.03, 0.03, 0, 0.8, 1.2}, {1, 1.05}};
   for (p.method = 0; p.method < kNumMethods; ++p.method) {
-    std::copy(hyper[p.method].begin(), hyper[p.method].end(), p.hyper);
+    set_hyper(p);
     const Loss<S> got = run<S>(kernels, p), expected = run<S>(*cpu_kernels("plain"), p);
     double terms = 0;
     for (const S v : expected.dlogp) terms += std::fabs(double(v));

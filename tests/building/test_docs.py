@@ -1,4 +1,4 @@
-"""The Python in README and docs runs as it stands, block after block of a file."""
+"""The Python in README and docs runs as it stands, block after block of a file; and what lists the modes lists all of them."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from maspo_ext import RATIO_MODES
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,6 +38,23 @@ def test_blocks(path, capsys):
             exec(code, names)
     assert "actor/maspo_gate_mean_pos" in capsys.readouterr().out
     assert names["loss"].isfinite()
+
+
+# Where each file lists the modes: from these words to an empty line, or for two lines; of a table the first column.
+LISTS = {
+    "README.md": r"\| `ratio_mode` \|(.*?)\n\n",
+    "docs/training.md": r"\| beyond the bound \|(.*?)\n\n",
+    "Makefile": r"RATIO_MODE=MODE (.*?\n.*?)\n",
+    "examples/maspo_trainer/maspo_grpo.sh": r"#   RATIO_MODE (.*?\n.*?)\n",
+    "maspo_ext/functional.py": r"ratio_mode: the method(.*?\n.*?)\n",
+}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_every_mode_is_listed(path):
+    (listed,) = re.findall(LISTS[path], (ROOT / path).read_text(), re.DOTALL)
+    names = {name for line in listed.splitlines() for name in re.findall(r"\w+", line.split(" | ")[0])}
+    assert names >= set(RATIO_MODES), f"{path} lists no {', '.join(set(RATIO_MODES) - names)}"
 
 
 def test_these_files_have_blocks():

@@ -1,5 +1,6 @@
 // Random batches through the emulated CUDA engine and the CPU engine, compared number by number.
 #include "cases.h"
+#include "hyper.h"
 #include "loss.h"
 
 using namespace emulation;
@@ -93,11 +94,9 @@ void one_case(uint64_t seed, int only_method) {
   if (!plain && draw.chance(0.3)) p.entropy = entropy.view;
   if (!plain && draw.chance(0.3)) p.ref_log_prob = reference.view;
   p.method = only_method >= 0 ? only_method : static_cast<int32_t>(draw.integer(0, kNumMethods - 1));
-  const double hyper[kNumMethods][kMaxHyper] = {{0.8, 1.2},
-                                                {0.2, 0.28, 10.0},
-                                                {1.0, 0.3, 10.0, 0.1, 10.0, 0.03, 0.03, !plain && draw.chance(0.5) ? 1.0 : 0.0, 0.8, 1.2},
-                                                {1.0, 1.05}};
-  std::memcpy(p.hyper, hyper[p.method], sizeof(p.hyper));
+  set_hyper(p);
+  const bool gate_gradient = !plain && draw.chance(0.5);  // drawn whatever the method, as every other draw
+  if (p.method == kMethodMaspo) p.hyper[kGateGradient] = gate_gradient;
   p.options = {3.0, draw.chance(0.5), p.entropy.data != nullptr, 0.4, 2.0, p.ref_log_prob.data != nullptr,
                static_cast<int32_t>(draw.integer(0, kNumKlTypes - 1)), draw.chance(0.5), 0.1,
                plain ? kIsAsGiven : static_cast<int32_t>(draw.integer(0, 2)), 0.5, 2.0};

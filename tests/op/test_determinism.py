@@ -101,6 +101,11 @@ def run_with_isa(isa: str | None, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+# An addition of floats rounds by at most 2^-24, up to 512 of them follow each other, and where most tokens have the same
+# number, as a method's bound may be, all of them round to the same side.
+FLOAT_SUMS = 512 * 2**-24
+
+
 @pytest.mark.parametrize("isa", [*ISAS, None])
 def test_instruction_sets_agree(isa, tmp_path):
     """They differ in exp (libm or our own, at most 1 ULP), in the order of additions and in fused multiply-adds."""
@@ -110,8 +115,9 @@ def test_instruction_sets_agree(isa, tmp_path):
     assert used == (isa or ISAS[-1])
     for (batch, keywords), result in zip(CALLS, results, strict=True):
         here = run(batch, **keywords)
-        rtol = 1e-13 if batch["log_prob"].dtype == torch.float64 else 2e-6
-        assert_close(here._replace(loss=result[0], grad=result[1], stats=result[2]), here, rtol)
+        rtol, stats_rtol = (1e-13, 1e-13) if batch["log_prob"].dtype == torch.float64 else (2e-6, FLOAT_SUMS)
+        assert_close(here._replace(loss=result[0], grad=result[1]), here, rtol)
+        assert_close(here._replace(stats=result[2]), here, stats_rtol)
 
 
 @pytest.mark.parametrize("isa", ["sse9", "AVX2", "", *({"avx2", "avx512", "neon"} - set(ISAS))])

@@ -1,6 +1,7 @@
 """Every wrong argument: the message names it, what was expected, what came, and what to do."""
 
 import dataclasses
+import itertools
 import math
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import maspo_ext
+from maspo_ext.methods.names import CLIP_OF, NOT_HERE
 
 from .cases import DEFAULT_METHODS, GLOBAL_COUNTS, KERNEL, every_mode, op, random_batch
 
@@ -57,8 +59,8 @@ CLIP_NUMBERS = [
     ({"clip_ratio_c": 1.0}, "clip_ratio_c", "> 1", "1.0", "dual clip"),
 ]
 TOO_MANY = "ratio_lower_step, ratio_upper_step", "at most 128 bounds to try"
-# The same of the other modes' fields.
-OF_MODES = {
+# The same of the other modes' fields: at least one wrong value of each.
+BY_MODE = {
     "ppo": CLIP_NUMBERS,
     "grpo": CLIP_NUMBERS,
     "clip_higher": CLIP_NUMBERS,
@@ -98,15 +100,15 @@ NUMBER_FIELDS = {
     mode: [name for name, value in dataclasses.asdict(method.config).items() if not isinstance(value, bool)]
     for mode, method in DEFAULT_METHODS.items()
 }
-for mode, rows in OF_MODES.items():
-    # A list of its own, since some are shared. As above, what follows from an infinite field may be named instead of it.
-    OF_MODES[mode] = rows + [
-        ({name: value}, name, "", repr(value), "")
-        for name in NUMBER_FIELDS[mode]
-        for value in (NAN, INF, -INF)
-        if value != INF or name != "clip_ratio_c"
-    ]
-OF_MODES = [(mode, *row) for mode, rows in OF_MODES.items() for row in rows]
+OF_MODES = [(mode, *row) for mode, rows in BY_MODE.items() for row in rows]
+# As above, what follows from an infinite field may be named instead of it.
+OF_MODES += [
+    (mode, {name: value}, name, "", repr(value), "")
+    for mode in BY_MODE
+    for name in NUMBER_FIELDS[mode]
+    for value in (NAN, INF, -INF)
+    if value != INF or name != "clip_ratio_c"
+]
 
 AGGREGATION = [
     (
@@ -491,12 +493,19 @@ def test_config_rejects_a_flag_that_is_no_bool(mode, name, remedy, value):
         DEFAULT_METHODS[mode].with_(**{name: value})
 
 
+def test_every_number_has_a_wrong_value_above():
+    rows = {"maspo": NUMBERS, **BY_MODE}
+    for mode, fields in NUMBER_FIELDS.items():
+        given = {name for wrong, *_ in rows.get(mode, ()) for name in wrong}
+        assert given >= set(fields), f"{mode}: no wrong value of {set(fields) - given}"
+
+
 FRONTS = {
     "policy_loss": lambda **keywords: maspo_ext.policy_loss(**random_batch(4, 6), **keywords),
     "PolicyLoss": maspo_ext.PolicyLoss,
 }
-MODES_OF = {"ppo": "'ppo' or 'grpo'"}  # of a config that two modes share
-ALL_MODES = "maspo, ppo, grpo, clip_higher, dac, entropy_adv, bapo, sapo"
+MODES_OF = dict.fromkeys(("ppo", "grpo"), "'ppo' or 'grpo'")  # of a config that two modes share
+ALL_MODES = ", ".join(maspo_ext.RATIO_MODES)
 FRONT_ERRORS = [
     ({"ratio_mode": "ppo2"}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got 'ppo2'\. Did you mean ppo\?"),
     ({"ratio_mode": None}, ValueError, rf"ratio_mode: expected one of {ALL_MODES}, got None\. Choose"),
@@ -532,25 +541,13 @@ FRONT_ERRORS = [
     ),
     *(
         (
-            {"ratio_mode": mode, "config": DEFAULT_METHODS[other].config},
+            {"ratio_mode": mode, "config": other.config},
             TypeError,
-            rf"config: expected a {expected} for ratio_mode='{mode}', got {got}\. Pass ratio_mode={MODES_OF.get(other, repr(other))} with it",
+            rf"config: expected a {type(method.config).__name__} for ratio_mode='{mode}', got {type(other.config).__name__}\. "
+            rf"Pass ratio_mode={MODES_OF.get(other.mode, repr(other.mode))} with it",
         )
-        for mode, expected, other, got in (
-            ("maspo", "MaspoConfig", "ppo", "PpoConfig"),
-            (
-                "ppo",
-                "PpoConfig",
-                "clip_higher",
-                "ClipHigherConfig",
-            ),  # a subclass has other defaults and may be another method
-            ("grpo", "PpoConfig", "entropy_adv", "EntropyAdvConfig"),
-            ("clip_higher", "ClipHigherConfig", "ppo", "PpoConfig"),
-            ("dac", "DacConfig", "sapo", "SapoConfig"),
-            ("entropy_adv", "EntropyAdvConfig", "clip_higher", "ClipHigherConfig"),
-            ("bapo", "BapoConfig", "dac", "DacConfig"),
-            ("sapo", "SapoConfig", "maspo", "MaspoConfig"),
-        )
+        for (mode, method), other in itertools.product(DEFAULT_METHODS.items(), DEFAULT_METHODS.values())
+        if type(method.config) is not type(other.config)  # a subclass, too: it has other defaults and may be another method
     ),
     (
         {"ratio_mode": "dac", "clip_ratio_low": 0.2},
@@ -953,6 +950,28 @@ def test_ranks_without_a_reduction_of_bapos_sums():
 def test_max_seqlen_is_an_int():
     with pytest.raises(TypeError, match=r"max_seqlen: expected an int, got 5\.0 \(float\)"):
         maspo_ext.policy_loss(**packed(max_seqlen=5.0))
+
+
+# A name that is no mode: of a paper whose clip is one, of another method, misspelt.
+NO_MODES = {
+    "dapo": r"Did you mean clip_higher, the clip of DAPO\?",
+    "DCPO": r"Did you mean dac, the clip of DCPO\?",
+    "gspo": "Choose one of these",
+    "GMPO": "Choose one of these",
+    "gpro": r"Did you mean grpo\?",
+    "sappo": r"Did you mean sapo\?",
+}
+
+
+@pytest.mark.parametrize("name", NO_MODES)
+def test_a_name_that_is_no_mode(name):
+    with pytest.raises(ValueError, match=rf"ratio_mode: expected one of {ALL_MODES}, got '{name}'\. {NO_MODES[name]}"):
+        maspo_ext.policy_loss(**random_batch(4, 6), ratio_mode=name)
+
+
+def test_no_mode_is_among_the_methods_that_are_not_here():
+    assert {*NOT_HERE, *CLIP_OF} & set(maspo_ext.RATIO_MODES) == set()
+    assert set(CLIP_OF.values()) <= set(maspo_ext.RATIO_MODES)
 
 
 def test_stat_names_of_no_mode():

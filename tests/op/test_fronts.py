@@ -85,6 +85,17 @@ DEFAULTS = {
     },
     "sapo": {"tau_pos": 1.0, "tau_neg": 1.05, "clip_ratio_c": 3.0},
 }
+# Of each mode: dual_clip, reports_dual_clip and default_loss_agg_mode. The other tests take them from the config.
+TRAITS = {
+    "maspo": (False, True, "token-mean"),
+    "ppo": (True, True, "token-mean"),
+    "grpo": (True, True, "token-mean"),
+    "clip_higher": (True, True, "token-mean"),
+    "dac": (True, True, "token-mean"),
+    "entropy_adv": (True, True, "token-mean"),
+    "bapo": (True, True, "token-mean"),
+    "sapo": (False, False, "seq-mean-token-mean"),
+}
 
 
 def test_schema():
@@ -142,6 +153,7 @@ def test_the_reference_refuses_wrong_tensors():
 def test_config_defaults_are_the_published_ones(method):
     config = maspo_ext.RATIO_MODES[method.mode]()
     assert dataclasses.asdict(config) == DEFAULTS[method.mode]
+    assert (config.dual_clip, config.reports_dual_clip, config.default_loss_agg_mode) == TRAITS[method.mode]
     if method.mode == "maspo":
         assert config.op_keywords() == DEFAULTS["maspo"]
     else:
@@ -158,7 +170,12 @@ def test_an_empty_hyper_has_the_defaults(method, device):
 
 
 def test_there_are_these_modes():
-    assert list(maspo_ext.RATIO_MODES) == list(DEFAULTS)
+    assert list(maspo_ext.RATIO_MODES) == list(DEFAULTS) == list(TRAITS) == list(OTHER_HYPER)
+
+
+def test_every_mode_has_a_bound_of_the_dual_clip():
+    """Which the loss reads of every config."""
+    assert all("clip_ratio_c" in config_class.__dataclass_fields__ for config_class in maspo_ext.RATIO_MODES.values())
 
 
 def test_a_keyword_given_by_name_is_the_default(device):
@@ -192,7 +209,7 @@ def test_every_hyper_parameter_matters(mode, name, device):
         batch["advantages"] += 12.0  # so that the search ends in the middle
         assert 1.2 < float(run(batch, **default.keywords).stats[4]) < 2.0
     changed = default.with_(**{name: VALUES.get((mode, name), OTHER_HYPER[mode][name])})
-    options = {"dual_clip": mode == "sapo"}  # whose bound is of no use otherwise
+    options = {"dual_clip": not default.config.reports_dual_clip}  # the bound is of no use otherwise
     result = run(batch, **changed.keywords, **options)
     assert any(not torch.equal(a, b) for a, b in zip(result, run(batch, **default.keywords, **options), strict=True))
     for actual, expected in zip(result, run(batch, reference, **changed.keywords, **options), strict=True):
@@ -268,7 +285,7 @@ def test_aggregation_of_fronts(method, front, device):
     batch = method.batch(5, 9, device=device)
     results = {mode: run(batch, **method.keywords, loss_agg_mode=mode) for mode in AGG_MODES}
     assert len({float(result.loss) for result in results.values()}) == len(AGG_MODES)
-    default = "seq-mean-token-mean" if method.mode == "sapo" else "token-mean"
+    default = method.config.default_loss_agg_mode
     assert_same_bits(run(batch, through_policy_loss(call())), results[default])
     for mode in AGG_MODES:
         assert_same_bits(run(batch, through_policy_loss(call(loss_agg_mode=mode))), results[mode])

@@ -1,5 +1,6 @@
 """The op and its plain-torch twin against vectors of the official codes, at the tolerances of tests/golden/README.md."""
 
+import re
 from collections import Counter
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch
 import maspo_ext
 
 from .cases import reference, run, run_unvalidated
-from .golden import METRICS, NAMES, Golden
+from .golden import FOLDER, METRICS, NAMES, Golden
 
 CASES = {name: Golden(name) for name in NAMES}
 REJECTED = sorted(name for name, case in CASES.items() if case.rejected)
@@ -57,16 +58,8 @@ IMPLEMENTATIONS = {
 
 def test_all_cases_are_here():
     modes = Counter(case.meta["mode"] for case in CASES.values())
-    assert modes == {
-        "maspo": 64,
-        "ppo": 25,
-        "ppo_fork": 4,
-        "clip_higher": 6,
-        "dac": 18,
-        "bapo": 21,
-        "entropy_adv": 6,
-        "sapo": 11,
-    }
+    in_readme = re.findall(r"^\| `(\w+)` \| (\d+) \|", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    assert modes == {mode: int(count) for mode, count in in_readme}
     assert sum(name.startswith("hazard_") for name in NAMES) == sum(case.is_hazard for case in CASES.values()) == 22
     assert len(REJECTED) == 4
 

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+import maspo_ext
+from maspo_ext.methods.base import TokenLoss
+
 from .cases import (
     AGG_MODES,
     DEFAULT_METHODS,
@@ -129,3 +132,25 @@ def test_on_policy_gradient_is_the_advantage(method, device):
     result = run(batch, **method.keywords, loss_agg_mode="token-sum")
     expected = torch.where(batch["response_mask"], -batch["advantages"], 0.0)
     torch.testing.assert_close(result.grad, expected, rtol=1e-15, atol=0)
+
+
+class LogProbTimesAdvantage(maspo_ext.PpoConfig):
+    """A formula whose gradient does not go through the ratio."""
+
+    def token_loss(self, token):
+        return TokenLoss(-token.advantages * token.log_prob, None)
+
+
+@pytest.mark.parametrize(
+    "difference, advantage, passes",
+    [(0.5, -1.0, True), (2.0, -1.0, False), (2.0, 1.0, True), (20.0, 1.0, True), (20.5, 1.0, False), (-20.0, -1.0, True), (-20.5, -1.0, False)],
+)
+def test_log_prob_of_a_formula_has_a_gradient_where_the_ratio_has_one(difference, advantage, passes):
+    """Not beyond the clamp, nor, for A < 0, beyond a ratio of 3; a NaN is let through."""
+    old, one = torch.tensor([[-0.25]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    for value in (difference, torch.nan):
+        log_prob = (old + value).requires_grad_()
+        loss, _ = maspo_ext.reference.unchecked_loss(LogProbTimesAdvantage(), log_prob, old, advantage * one, one)
+        loss.backward()
+        assert loss.isnan() if value != value else float(loss.detach()) == -advantage * (difference - 0.25)
+        assert float(log_prob.grad) == -advantage * (passes or value != value)

@@ -7,7 +7,7 @@ import torch
 
 import maspo_ext
 
-from .cases import DEFAULT_METHODS, OTHER_METHODS, converted, every_mode, op, random_batch, reference, run
+from .cases import CLIP, DEFAULT_METHODS, OTHER_METHODS, converted, every_mode, op, random_batch, reference, run
 
 CLIP_NAMES = ["actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower"]
 METHOD_NAMES = {
@@ -29,6 +29,7 @@ RATIO_NAMES = [
     "actor/log_ratio_clamped_frac",
     "actor/nonfinite_count",
 ]
+WITHOUT_CLIP = ("sapo",)
 OPTION_NAMES = ["actor/entropy_adv_bonus", "actor/ref_kl", "actor/rollout_is_outside_frac"]
 
 
@@ -202,7 +203,7 @@ def test_statistics_of_methods_without_tokens_of_a_side(method, device):
     batch["advantages"] = torch.zeros_like(batch["advantages"])
     stats = stats_of(batch, names=maspo_ext.stat_names(method.mode), **method.keywords)
     gates = {name: value for name, value in stats.items() if "gate_mean" in name}
-    assert list(gates.values()) == [1.0] * (2 * (method.mode in ("maspo", "sapo")))
+    assert gates == {name: 1.0 for name in METHOD_NAMES.get(method.mode, []) if "gate_mean" in name}
     batch["response_mask"] = torch.zeros_like(batch["response_mask"])
     stats = op(**batch, **method.keywords)[1]
     if method.mode == "bapo":  # its bounds are where they start, and there is nothing negative
@@ -214,12 +215,16 @@ def test_statistics_of_methods_without_tokens_of_a_side(method, device):
 def test_clip_statistics_of_methods(device):
     """SAPO has no clip; MASPO counts what PPO would clip; the clip family counts what it clips."""
     batch = random_batch(20, 40, device=device, spread=1.0, entropy=True)
-    counted = {name: run(batch, **method.keywords).stats[[0, 2]] for name, method in OTHER_METHODS.items()}
-    assert not counted.pop("sapo with other values").any()
-    assert all(bool((value > 0).all()) for value in counted.values())
-    assert torch.equal(counted["maspo with other values"], counted["ppo with other values"])
-    dual = run(batch, **OTHER_METHODS["sapo with other values"].keywords, dual_clip=True).stats
-    assert float(dual[0]) == 0.0 and torch.equal(dual[2], counted["ppo with other values"][1])
+    of_ppo = run(batch, **OTHER_METHODS["ppo with other values"].keywords).stats
+    assert torch.equal(run(batch, **OTHER_METHODS["maspo with other values"].keywords).stats[:3], of_ppo[:3])
+    for method in OTHER_METHODS.values():
+        stats = run(batch, **method.keywords).stats
+        assert (stats[0] > 0) == (method.mode not in WITHOUT_CLIP), method.mode
+        assert (stats[2] > 0) == method.config.reports_dual_clip, method.mode
+        dual = run(batch, **method.keywords, dual_clip=True).stats
+        assert (dual[0] > 0) == (method.mode not in WITHOUT_CLIP) and dual[2] > 0, method.mode
+        if method.config.clip_ratio_c == CLIP["clip_ratio_c"] and method.mode != "entropy_adv":  # of other advantages
+            assert dual[2] == of_ppo[2], method.mode
 
 
 def test_gates_are_open_where_nothing_is_gated(device):

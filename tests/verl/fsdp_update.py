@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import verl  # noqa: F401  loads the plugins
 from hydra import compose, initialize_config_module
+from hyper import HYPER
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -21,19 +22,10 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
 from maspo_ext import RATIO_MODES, reference, stat_names
+from maspo_ext.integrations.verl.ratio_modes import FUSED
 
 ROWS, PROMPT, RESPONSE, VOCABULARY = 4, 3, 24, 64
 RATIO_CLIP = "actor_rollout_ref.actor.policy_loss.ratio_clip"
-# Hyper-parameters other than the defaults; those of PPO's clip are the actor's where a mode has none here.
-HYPER = {
-    "maspo": {"alpha": 0.5, "sigma_high": 1.5},
-    "grpo": {},
-    "clip_higher": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.8, "clip_ratio_c": 1.5},
-    "dac": {"eps_low": 0.16, "eps_high": 0.2},
-    "entropy_adv": {"alpha": 0.1, "kappa": 3.0},
-    "bapo": {"adv_ratio_target": 1.5, "ratio_upper_max": 4.0, "ratio_upper_step": 0.1},
-    "sapo": {"tau_pos": 1.2, "tau_neg": 0.9},
-}
 BOUNDS = ("actor/bapo_clip_low", "actor/bapo_clip_high")
 OVERRIDES = [
     "actor_rollout_ref.actor.strategy=fsdp2",
@@ -188,7 +180,7 @@ def full(tensor):
 
 def main(model_path, result_path, *overrides):
     batch, results, worker = make_batch(), {}, None
-    for ratio_mode in HYPER:
+    for ratio_mode in FUSED:
         actor = actor_of(ratio_mode, list(overrides))
         worker = worker or make_worker(model_path, actor)
         metrics, gradients, moved = verl_update(worker, actor, batch)
@@ -196,7 +188,8 @@ def main(model_path, result_path, *overrides):
         # Only bapo depends on how the batch is cut: it searches per micro-batch.
         together, alone = micro_batches(actor.ppo_micro_batch_size_per_gpu, torch.distributed.get_world_size())
         parts = together if ratio_mode == "bapo" else [list(range(ROWS))]
-        agg = "seq-mean-token-mean" if ratio_mode == "sapo" else actor.loss_agg_mode
+        # The actor's, unless it is verl's default: then that of the method's reference.
+        agg = RATIO_MODES[ratio_mode].default_loss_agg_mode if actor.loss_agg_mode == "token-mean" else actor.loss_agg_mode
         loss, reference_gradients, stats = reference_update(model, batch, ratio_mode, agg, parts)
         results[ratio_mode] = {
             "metrics": metrics,

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.config import ActorConfig
 
+from maspo_ext import RATIO_MODES
 from maspo_ext.integrations.verl import PolicyLossConfig, RatioClipConfig
 from maspo_ext.integrations.verl.ratio_clip import VERL_CLIP, VERL_LOSS_AGG_MODE
 from maspo_ext.integrations.verl.ratio_modes import FUSED, ratio_mode_of, registry_name
@@ -22,6 +23,7 @@ from maspo_ext.integrations.verl.ratio_modes import FUSED, ratio_mode_of, regist
 ACTOR = "actor_rollout_ref.actor"
 POLICY_LOSS = f"{ACTOR}.policy_loss"
 RATIO_CLIP = f"{POLICY_LOSS}.ratio_clip"
+VERLS_OWN = f"For verl's own loss of that name set {POLICY_LOSS}.loss_mode="
 # section, key named, and words that the message must have: what was expected, what came, what to do
 WRONG = {
     "unknown mode": ({"ratio_mode": "xyz"}, "ratio_mode", ["one of ppo, maspo", "'xyz'"]),
@@ -39,7 +41,10 @@ WRONG = {
     "beta_neg": ({"maspo_beta_neg": float("nan")}, "maspo_beta_neg", [">= 0", "nan"]),
     "word": ({"maspo_alpha": "high"}, "maspo_alpha", ["a number", "'high'"]),
     "null": ({"maspo_alpha": None}, "maspo_alpha", ["a number", "None"]),
-    "verl's name of a mode": ({"ratio_mode": "vanilla"}, "ratio_mode", ["one of ppo, maspo, grpo", "'vanilla'"]),
+    "verl's name of a mode": ({"ratio_mode": "vanilla"}, "ratio_mode", ["one of ppo, maspo, grpo", "'vanilla'", VERLS_OWN]),
+    "verl's own method": ({"ratio_mode": "gspo"}, "ratio_mode", ["one of ppo, maspo, grpo", "'gspo'", VERLS_OWN]),
+    "nobody's method": ({"ratio_mode": "gmpo"}, "ratio_mode", ["'gmpo'. ppo leaves the loss to loss_mode"]),
+    "DAPO": ({"ratio_mode": "dapo"}, "ratio_mode", ["Did you mean clip_higher, the clip of DAPO?"]),
     "registry name": ({"ratio_mode": "maspo_ext.dac"}, "ratio_mode", ["'maspo_ext.dac'"]),
     "grpo has no keys": ({"grpo_clip_ratio_low": 0.1}, "grpo_clip_ratio_low", ["one of the keys"]),
     "clip of maspo": ({"maspo_clip_ratio_c": 2.0}, "maspo_clip_ratio_c", ["one of the keys"]),
@@ -97,7 +102,8 @@ def test_two_losses_at_once(loss_mode, ratio_mode):
 
 
 @pytest.mark.parametrize(
-    "loss_mode, meant", [("dac", "dac"), ("grpo", "grpo"), ("mapso", "maspo"), ("MASPO", "maspo"), ("maspo_ext.sappo", "sapo")]
+    "loss_mode, meant",
+    [("dac", "dac"), ("grpo", "grpo"), ("mapso", "maspo"), ("MASPO", "maspo"), ("maspo_ext.sappo", "sapo"), ("dapo", "clip_higher"), ("dcpo", "dac")],
 )
 def test_a_mode_as_loss_mode(loss_mode, meant):
     with pytest.raises(ValueError) as raised:
@@ -107,7 +113,7 @@ def test_a_mode_as_loss_mode(loss_mode, meant):
 
 
 @pytest.mark.parametrize(
-    "loss_mode, remedy", [("my_loss", "Check the spelling."), ("gspp", "Did you mean gspo?"), ("vanila", "Did you mean vanilla?")]
+    "loss_mode, remedy", [("my_loss", "Check the spelling."), ("gmpo", "Did you mean gspo?"), ("gspp", "Did you mean gspo?"), ("vanila", "Did you mean vanilla?")]
 )
 def test_a_loss_that_somebody_registers_later_is_left_alone(loss_mode, remedy, caplog):
     """Only said to be unknown: verl itself stops with one that is misspelt, but after the first rollout."""
@@ -147,8 +153,7 @@ def test_ratio_mode_ppo_leaves_loss_mode_alone(loss_mode):
     assert PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": "ppo"}).loss_mode == loss_mode
 
 
-OTHERS = ["grpo", "clip_higher", "dac", "entropy_adv", "bapo", "sapo"]
-ROUTES = {"maspo": "maspo"} | {ratio_mode: f"maspo_ext.{ratio_mode}" for ratio_mode in OTHERS}
+ROUTES = {ratio_mode: f"maspo_ext.{ratio_mode}" for ratio_mode in FUSED} | {"maspo": "maspo"}
 
 
 @pytest.mark.parametrize(("ratio_mode", "name"), ROUTES.items())
@@ -156,7 +161,6 @@ def test_ratio_mode_routes(ratio_mode, name):
     for loss_mode in ("vanilla", name):
         assert PolicyLossConfig(loss_mode=loss_mode, ratio_clip={"ratio_mode": ratio_mode}).loss_mode == name
     assert PolicyLossConfig(loss_mode=name).loss_mode == name
-    assert set(ROUTES) == set(FUSED)
 
 
 def test_keys_without_their_mode_are_warned_of(caplog):
@@ -342,6 +346,12 @@ def test_driver_warns_of_our_backend_without_fused_kernels(caplog):
 README = Path(__file__).resolve().parents[2] / "README.md"
 ROWS = {"GRPO": "grpo", "Clip Higher": "clip_higher", "DAC": "dac", "Entropy Adv.": "entropy_adv"}
 ROWS |= {"BAPO": "bapo", "SAPO": "sapo", "MASPO": "maspo"}
+
+
+def test_every_mode_has_a_row_and_a_config_class_in_the_readme():
+    assert set(ROWS.values()) == set(FUSED)
+    for ratio_mode in FUSED:
+        assert f"| **`{RATIO_MODES[ratio_mode].__name__}`**" in README.read_text(), ratio_mode
 
 
 @pytest.mark.parametrize("row", ROWS)

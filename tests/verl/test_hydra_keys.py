@@ -17,8 +17,10 @@ from maspo_ext import RATIO_MODES, MaspoConfig
 from maspo_ext.integrations.verl import PolicyLossConfig
 from maspo_ext.integrations.verl.actor_config import loss_config
 from maspo_ext.integrations.verl.ratio_clip import keys
-from maspo_ext.integrations.verl.ratio_modes import FUSED
+from maspo_ext.integrations.verl.ratio_modes import FUSED, ratio_mode_of
 from maspo_ext.integrations.verl.search_path import ActorConfigSearchPath
+
+from .hyper import HYPER
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 RATIO_CLIP = f"{POLICY_LOSS}.ratio_clip"
@@ -32,19 +34,8 @@ PUBLISHED = {
     "maspo_adv_low": 0.2,
     "maspo_adv_high": 5.0,
 }
-# Every key of the other modes, at a value that is not its default, as a command line has it.
-OTHERS = {
-    "grpo": {},
-    "clip_higher": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 5.0},
-    "dac": {"eps_low": 0.16, "eps_high": 0.2, "clip_ratio_c": 3.0},
-    "entropy_adv": {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 5.0, "alpha": 0.1, "kappa": 3.0},
-    "bapo": {
-        "adv_ratio_target": 0.5, "ratio_lower_start": "null", "ratio_lower_max": 0.95, "ratio_lower_step": 0.02,
-        "ratio_upper_start": 1.1, "ratio_upper_max": "null", "ratio_upper_step": 0.1,
-        "upper_first": "true", "eps": 1e-6,
-    },
-    "sapo": {"tau_pos": 2, "tau_neg": 3.0, "loss_agg_mode": "token-sum"},
-}  # fmt: skip
+# Beside the values of hyper.py: null, and a key that is no hyper-parameter.
+BESIDE = {"bapo": {"ratio_lower_start": None, "ratio_upper_max": None}, "sapo": {"loss_agg_mode": "token-sum"}}
 DEFAULTS = {
     "clip_higher": {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 10.0},
     "dac": {"eps_low": 0.2, "eps_high": 0.28, "clip_ratio_c": 10.0},
@@ -101,16 +92,15 @@ def test_published_keys_are_accepted(entry, prefix):
     )
 
 
-@pytest.mark.parametrize("ratio_mode", OTHERS)
-def test_keys_of_the_other_modes_are_accepted(ratio_mode):
-    keys_of_mode = {f"{ratio_mode}_{name}": value for name, value in OTHERS[ratio_mode].items()}
+@pytest.mark.parametrize("ratio_mode", FUSED)
+def test_keys_of_every_mode_are_accepted(ratio_mode):
+    hyper = HYPER[ratio_mode] | BESIDE.get(ratio_mode, {})
+    keys_of_mode = {f"{ratio_mode}_{name}": "null" if value is None else value for name, value in hyper.items()}
     keys_of_mode |= {"ratio_mode": ratio_mode, "dual_clip": "true"}
     config = compose_entry("fsdp", [f"{RATIO_CLIP}.{key}={value}" for key, value in keys_of_mode.items()])
     policy_loss = omega_conf_to_dataclass(OmegaConf.select(config, POLICY_LOSS))
-    assert policy_loss.loss_mode == f"maspo_ext.{ratio_mode}"
+    assert ratio_mode_of(policy_loss.loss_mode) == ratio_mode
     assert policy_loss.ratio_clip.dual_clip is True
-    words = {"null": None, "true": True}
-    hyper = {name: words.get(value, value) for name, value in OTHERS[ratio_mode].items()}
     assert policy_loss.ratio_clip.loss_agg_mode(ratio_mode, "token-mean") == hyper.pop("loss_agg_mode", "token-mean")
     assert policy_loss.ratio_clip.loss_config(ratio_mode) == RATIO_MODES[ratio_mode](**hyper)
 

@@ -21,28 +21,9 @@ from maspo_ext.integrations.verl import PolicyLossConfig
 from maspo_ext.integrations.verl.ratio_modes import FUSED, registry_name
 from maspo_ext.integrations.verl.registration import register_losses
 
+from .hyper import ACTOR_CLIP, HYPER, SHARED
+
 AGG_MODES = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-# Hyper-parameters other than the defaults.
-HYPER = {
-    "maspo": {
-        "sigma_base": 1.5, "alpha": 0.5, "sigma_high": 4.0, "adv_low": 0.9, "adv_high": 1.1,
-        "beta_pos": 0.3, "beta_neg": 0.2, "gate_gradient": True,
-    },
-    "grpo": {},
-    "clip_higher": {"clip_ratio_low": 0.15, "clip_ratio_high": 0.35, "clip_ratio_c": 1.6},
-    "dac": {"eps_low": 0.1, "eps_high": 0.15, "clip_ratio_c": 1.6},
-    "entropy_adv": {
-        "alpha": 0.3, "kappa": 3.0, "clip_ratio_low": 0.15, "clip_ratio_high": 0.35, "clip_ratio_c": 1.6,
-    },
-    "bapo": {
-        "adv_ratio_target": 0.9, "ratio_lower_start": 0.5, "ratio_lower_max": 0.9, "ratio_lower_step": 0.1,
-        "ratio_upper_start": 1.1, "ratio_upper_max": 2.5, "ratio_upper_step": 0.1, "upper_first": True, "eps": 0.01,
-    },
-    "sapo": {"tau_pos": 1.5, "tau_neg": 0.7},
-}  # fmt: skip
-ACTOR_CLIP = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 1.5}
-# The modes whose clip is the actor's, and what of it they have.
-SHARED = dict.fromkeys(["maspo", "grpo", "bapo"], list(ACTOR_CLIP)) | {"sapo": ["clip_ratio_c"]}
 GLOBAL = {"dp_size": 2, "batch_num_tokens": 57, "global_batch_size": 11, "loss_scale_factor": 40}
 LOCAL = {"dp_size": 1, "batch_num_tokens": None, "global_batch_size": None, "loss_scale_factor": None}
 FROM_DATA = ["dp_size", "batch_num_tokens", "global_batch_size"]
@@ -120,8 +101,7 @@ def reference_loss(config, batch, ratio_mode="maspo", loss_agg_mode=None, hyper=
     method = RATIO_MODES[ratio_mode](**(HYPER[ratio_mode] if hyper is None else hyper), **shared)
     if ratio_mode == "entropy_adv":
         keywords["entropy"] = batch["entropy"]
-    default = "seq-mean-token-mean" if ratio_mode == "sapo" else "token-mean"
-    default = default if config.loss_agg_mode == "token-mean" else config.loss_agg_mode
+    default = method.default_loss_agg_mode if config.loss_agg_mode == "token-mean" else config.loss_agg_mode
     loss, stats = reference.loss(
         **{name: value for name, value in batch.items() if name != "entropy"},
         **method.op_keywords(ratio_mode),
@@ -142,6 +122,7 @@ def assert_equal(got, expected):
 
 
 def test_hyper_parameters_differ_from_the_defaults():
+    assert set(HYPER) == set(FUSED)
     for ratio_mode in FUSED:
         default = RATIO_MODES[ratio_mode]()
         own = {f.name for f in fields(default)} - {*SHARED.get(ratio_mode, ())}
@@ -240,7 +221,7 @@ def test_dual_clip(batch, ratio_mode):
     config = fused_actor(ratio_mode, {"dual_clip": True}, **ACTOR_CLIP)
     got = verl_loss(config, batch)
     assert_equal(got, reference_loss(config, batch, ratio_mode, dual_clip=True))
-    if ratio_mode in ("maspo", "sapo"):  # the others do so anyway
+    if not RATIO_MODES[ratio_mode].dual_clip:  # the others do so anyway
         assert not torch.allclose(got[1], verl_loss(fused_actor(ratio_mode, **ACTOR_CLIP), batch)[1])
 
 
@@ -369,8 +350,7 @@ def test_sapo_is_not_verls_function_but_agrees_with_it(batch):
 
 def test_only_our_losses_are_added_to_the_registry():
     added = {name for name, f in core_algos.POLICY_LOSS_REGISTRY.items() if not str(f.__module__).startswith("verl")}
-    others = {f"maspo_ext.{name}" for name in ("grpo", "clip_higher", "dac", "entropy_adv", "bapo", "sapo")}
-    assert added == {"maspo"} | others
+    assert added == {"maspo"} | {f"maspo_ext.{ratio_mode}" for ratio_mode in FUSED if ratio_mode != "maspo"}
 
 
 def test_name_taken_in_the_registry():
