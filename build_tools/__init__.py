@@ -5,6 +5,7 @@
     ask.py            what a compiler says of itself
     decide.py         MASPO_CUDA, torch and nvcc -> CPU build, CUDA build, fetch a compiler, or an error
     flags.py          the compile and link commands
+    errors.py         what is said where it cannot be built
     objects.py        runs them in parallel, and only where something changed
     sources.py        the sources as one number, by which a wheel is known to be of this tree
     extension.py      setuptools' build_ext, made of the above
