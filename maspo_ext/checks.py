@@ -1,4 +1,4 @@
-"""Every check of what a user passes, each with a message that says what, expected, got and remedy."""
+"""Checks of what a user passes to the loss, and the one form of all messages: what, expected, got and remedy."""
 
 from __future__ import annotations
 

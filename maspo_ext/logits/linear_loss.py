@@ -102,7 +102,7 @@ def linear_loss(
             a bfloat16 ``weight`` that is trained. At least the logits of a tile of tokens are held, as in
             :func:`maspo_ext.linear_logprob`, and where logits are made again a float32 gradient of ``hidden`` and those of 256 words.
         entropy_coef: weight of an entropy bonus: the tokens' entropies, aggregated as their losses are, are taken off the loss so
-            many times. A term of your own in the ``entropy`` that is returned has no gradient.
+            many times; not with ``bapo``. A term of your own in the ``entropy`` that is returned has no gradient.
         old_log_prob, advantages, response_mask, ratio_mode, config, **options: as of :func:`maspo_ext.policy_loss`, but for
             ``entropy``: where the advantages are shaped by it (``ratio_mode="entropy_adv"``, ``entropy_alpha``), it is the
             one made here. An ``old_log_prob`` of None is the ``log_prob`` made here.
