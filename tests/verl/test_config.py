@@ -80,8 +80,8 @@ def test_wrong_section(case, mode):
 def test_every_key_that_a_message_names_is_full():
     with pytest.raises(ValueError) as caught:
         PolicyLossConfig(ratio_clip={"bapo_ratio_lower_step": 1e-3})
-    both = f"{RATIO_CLIP}.bapo_ratio_lower_step and {RATIO_CLIP}.bapo_ratio_upper_step"
-    assert str(caught.value).startswith(f"maspo_ext: {both}: expected <= 128, got")
+    both = f"{RATIO_CLIP}.bapo_ratio_lower_step, {RATIO_CLIP}.bapo_ratio_upper_step"
+    assert str(caught.value).startswith(f"maspo_ext: {both}: expected steps that make at most 128 bounds to try")
 
 
 @pytest.mark.parametrize("section", [None, 3, "maspo"])
