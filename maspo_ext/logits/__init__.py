@@ -8,6 +8,7 @@
 :mod:`.parts`            rows whose words come in parts
 :mod:`.linear_logprob`   ``torch.ops.maspo.linear_logprob``: from hidden states
 :mod:`.linear_loss`      ``torch.ops.maspo.linear_loss``: from hidden states to the loss, gradients made on the way
+:mod:`.loss_of_tokens`   the policy loss between the products: of some tokens at a time
 :mod:`.vocab_parallel`   the first two where each rank of a group has a shard of the vocabulary
 :mod:`.reference`        the same in plain torch
 :mod:`.checks`           what users pass

@@ -23,27 +23,17 @@ from maspo_ext.fronts import keywords_of
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks
 from maspo_ext.logits.checks import MASKED
-from maspo_ext.logits.groups import LogprobOptions, RowGrads
+from maspo_ext.logits.groups import LogprobOptions
 from maspo_ext.logits.head import Gradients, Head
-from maspo_ext.logits.linear_logprob import asks_for_gradient, flat, half_scale, linear_logprob, needed, way_of
+from maspo_ext.logits.linear_logprob import asks_for_gradient, flat, linear_logprob, needed, way_of
 from maspo_ext.logits.logprob import as_target, empty_results
-from maspo_ext.logits.parts import Rows
+from maspo_ext.logits.loss_of_tokens import LossOfTokens, with_old
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import forward_pass, prepared, take_config
+from maspo_ext.ops import prepared, take_config
 from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_names
 
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.logits.reference.linear_loss"
-# A token's part of the loss depends on no other token, but for the row's scale: so some tokens are taken for one sequence.
-_OF_SOME_TOKENS = {
-    "loss_agg_mode": "token-sum",
-    "dp_size": 1,
-    "batch_num_tokens": None,
-    "global_batch_size": None,
-    "loss_scale_factor": None,
-    "cu_seqlens": None,
-    "max_seqlen": None,
-}
 # What goes on to the policy loss, whose log_prob and entropy are made here.
 _OPTIONS = frozenset(keywords_of(policy_loss)) - {"log_prob", "entropy"}
 
@@ -128,7 +118,7 @@ def linear_loss(
         checks.check_head(hidden, weight, target, temperature, bias)
         packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
-        check_tensors(hidden[..., 0], *_with_old(policy, hidden[..., 0]), **packed, of="target")
+        check_tensors(hidden[..., 0], *with_old(policy, hidden[..., 0]), **packed, of="target")
         target = _masked(target, response_mask)
         log_prob, entropy = linear_logprob(
             hidden, weight, target, temperature, bias, ignore_index=MASKED, memory_budget=memory_budget
@@ -160,11 +150,6 @@ def linear_loss(
 def keywords_of_linear_loss() -> tuple[str, ...]:
     """With those that it takes as ``**options``."""
     return tuple(dict.fromkeys((*keywords_of(linear_loss), *sorted(_OPTIONS))))
-
-
-def _with_old(policy: tuple[Tensor | None, ...], otherwise: Tensor) -> tuple[Tensor, ...]:
-    """``policy`` (old_log_prob first), with another tensor where the policy that is trained is the old one."""
-    return policy if policy[0] is not None else (otherwise, *policy[1:])
 
 
 def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
@@ -261,7 +246,7 @@ def _linear_loss(
     like = hidden[..., 0]
     policy = (old_log_prob, advantages, response_mask)
     _, keywords = prepared(
-        config, ratio_mode, like, *_with_old(policy, like), entropy=like if shaped else None, of="target", **keywords
+        config, ratio_mode, like, *with_old(policy, like), entropy=like if shaped else None, of="target", **keywords
     )
     keywords |= {"entropy": None, "shaped": shaped, "entropy_coef": float(entropy_coef)}
     target = _masked(target, response_mask)
@@ -275,12 +260,6 @@ def _linear_loss(
         return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
 
 
-def _row_of_token(cu_seqlens: Tensor, target: Tensor) -> Tensor:
-    """``[N]``; within the sequences whatever ``cu_seqlens`` holds: on a GPU an index beyond them would end the process."""
-    tokens = torch.arange(target.numel(), device=target.device)
-    return torch.searchsorted(cu_seqlens[1:], tokens, right=True).clamp_(max=cu_seqlens.numel() - 2)
-
-
 def _forward(
     hidden, weight, target, old_log_prob, advantages, response_mask, temperature=1.0, bias=None, *,
     memory_budget=None, rollout_is_weights=None, ref_log_prob=None, cu_seqlens=None, max_seqlen=None, shaped=False,
@@ -290,70 +269,22 @@ def _forward(
     checks.check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     head = flat(hidden, weight, bias, memory_budget)
     checks.check_target_range(target, head.words, MASKED)
-    policy = (old_log_prob, advantages, response_mask)
-    keywords |= {"rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
-    whole = {**keywords, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-    row_of_token = None if cu_seqlens is None else _row_of_token(cu_seqlens, target)
-
-    def per_token(value: Tensor | None) -> Tensor | None:
-        """``[N]`` from one of the shapes that the loss takes."""
-        if value is None or value.shape == target.shape:
-            return None if value is None else value.reshape(-1)
-        if cu_seqlens is None:
-            return value.reshape(-1, 1).expand(target.shape).reshape(-1)
-        return value.reshape(-1)[row_of_token]
-
-    # The scale of a row depends on the mask alone: another tensor stands for the new policy, which is not known yet.
-    stand_in = torch.zeros_like(target, dtype=head.dtype) if old_log_prob is None else old_log_prob
-    row_scale = forward_pass(stand_in, _with_old(policy, stand_in), whole, need_grad=False)[3].to(head.dtype)
-    half = half_scale(head, row_scale)
-    token_scale = per_token((row_scale if half is None else row_scale / half).unsqueeze(-1))
-
-    log_prob, entropy, _ = empty_results(weight, target.shape)
-    flat_log_prob, flat_entropy = log_prob.view(-1), entropy.view(-1)
-    flat_policy = [per_token(value) for value in policy]
-    # d loss / d entropy of a token, short of its row's scale. A masked token's entropy is 0.
-    bonus = None if entropy_coef == 0 else per_token(response_mask).to(head.dtype) * -entropy_coef
-    dentropy = None if bonus is None else bonus * token_scale
-    of_token = {"rollout_is_weights": per_token(rollout_is_weights), "ref_log_prob": per_token(ref_log_prob)}
-
-    def keep(tokens: slice, rows: Rows) -> None:
-        flat_log_prob[tokens], flat_entropy[tokens] = rows.log_prob, rows.entropy
-
-    def derivatives(tokens: slice, rows: Rows) -> RowGrads:
-        """Of the loss in ``rows``, the log-probabilities and entropies of these tokens, which are kept."""
-        keep(tokens, rows)
-
-        def of_tokens(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[tokens].unsqueeze(0)
-
-        options = {
-            **keywords,
-            **{name: of_tokens(value) for name, value in of_token.items()},
-            **_OF_SOME_TOKENS,
-            "entropy": of_tokens(flat_entropy) if shaped else None,
-        }
-        new = of_tokens(flat_log_prob)
-        of_loss = forward_pass(new, _with_old([of_tokens(value) for value in flat_policy], new), options, need_grad=True)
-        dlog_prob = of_loss[2].squeeze(0) * token_scale[tokens]
-        return RowGrads(dlog_prob, None if dentropy is None else dentropy[tokens])
-
+    options = {**keywords, "rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
+    tokens_loss = LossOfTokens(
+        head, target, (old_log_prob, advantages, response_mask), options,
+        cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, shaped=shaped, entropy_coef=entropy_coef,
+    )  # fmt: skip
     walk = (head, target.flatten(), LogprobOptions(temperature, MASKED))
     grads = Gradients(None, None, None)
     if need_hidden or need_weight or need_bias:
-        grads = way_of(head).gradients(*walk, derivatives, hidden=need_hidden, weight=need_weight, bias=need_bias)
+        grads = way_of(head).gradients(*walk, tokens_loss.derivatives, hidden=need_hidden, weight=need_weight, bias=need_bias)
     else:
         for tokens, rows in way_of(head).results(*walk):
-            keep(tokens, rows)
-
-    whole["entropy"] = entropy if shaped else None
-    loss, stats = forward_pass(log_prob, _with_old(policy, log_prob), whole, need_grad=False)[:2]
-    if bonus is not None:
-        loss += (bonus.double() * per_token(row_scale.unsqueeze(-1)) * flat_entropy).sum()
+            tokens_loss.keep(tokens, rows)
     results = grads.results(weight)
-    if half is not None:
-        results = tuple(grad.mul_(half) for grad in results)
-    return loss, stats, log_prob, entropy, *results
+    if tokens_loss.half is not None:
+        results = tuple(grad.mul_(tokens_loss.half) for grad in results)
+    return *tokens_loss.of_all(), tokens_loss.log_prob, tokens_loss.entropy, *results
 
 
 _library.impl("linear_loss", _linear_loss, "CompositeImplicitAutograd")
