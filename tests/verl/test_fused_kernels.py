@@ -294,15 +294,15 @@ def test_update_in_bfloat16(updates):
 @pytest.mark.slow
 @ON_1_AND_2_RANKS
 def test_bfloat16_is_nearer_to_float32_than_by_logits(updates):
-    """The op's logits are float32. The rest of the model is as imprecise either way."""
+    """The op's logits are float32. The rest of the model is as imprecise either way, which is most of a log-probability's error."""
     expected = updates["packed"][1]
 
     def errors(result):
-        entropy = result["policy"]["entropy"].values() - expected["policy"]["entropy"].values()
-        return entropy.abs().mean().item(), abs(result["metrics"]["loss"] - expected["metrics"]["loss"])
+        names = ("log_probs", "entropy")
+        return [(result["policy"][name].values() - expected["policy"][name].values()).abs().mean().item() for name in names]
 
-    with_logits, fused = map(errors, updates["bfloat16"])
-    assert fused[0] < with_logits[0] and fused[1] < with_logits[1]
+    of_logits, fused = map(errors, updates["bfloat16"])
+    assert fused[0] < 1.05 * of_logits[0] and fused[1] < 0.8 * of_logits[1]
 
 
 @pytest.mark.slow
