@@ -272,18 +272,11 @@ def check_device(name: str, value: torch.Tensor) -> None:
 def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> None:
     """Type, dtype, device and shape of ``cu_seqlens``; its values are checked by the op on a CPU."""
     check_tensor("cu_seqlens", cu_seqlens, (torch.int64, torch.int32), log_prob.device)
+    running_sum = "Pass the running sum of the sequence lengths, with a 0 before it."
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 1:
-        raise ValueError(
-            message(
-                "cu_seqlens",
-                "shape [B + 1]",
-                list(cu_seqlens.shape),
-                "Pass the running sum of the sequence lengths, with a 0 before it.",
-            )
-        )
+        raise ValueError(message("cu_seqlens", "shape [B + 1]", list(cu_seqlens.shape), running_sum))
     if cu_seqlens.shape[0] == 1 and log_prob.numel() > 0:
-        remedy = "Pass the running sum of the sequence lengths, with a 0 before it."
-        raise ValueError(message("cu_seqlens", f"shape [B + 1], B > 0 for {log_prob.numel()} tokens", [1], remedy))
+        raise ValueError(message("cu_seqlens", f"shape [B + 1], B > 0 for {log_prob.numel()} tokens", [1], running_sum))
     if max_seqlen is None:
         raise ValueError(
             message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,

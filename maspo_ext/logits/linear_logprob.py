@@ -86,8 +86,8 @@ class _LinearLogprob(torch.autograd.Function):
 def head_backward(
     saved: tuple[Tensor | None, ...], dlog_prob: Tensor | None, dentropy: Tensor | None, temperature: float,
     keywords: dict[str, Any], need: dict[str, bool], *, over_ranks: Callable[[Tensor], None] | None = None, alternative: str = _TWIN,
-) -> list[Tensor | None]:
-    """The gradients of hidden states, weight and bias that are needed; ``over_ranks`` adds up that of hidden states."""  # fmt: skip
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of hidden states, weight and bias that are needed; ``over_ranks`` adds up that of hidden states."""
     hidden, weight, bias, target, entropy, state = saved
     grads = torch.ops.maspo.linear_logprob_backward(
         *row_gradients(dlog_prob, dentropy, entropy), hidden.detach(), weight.detach(), target, entropy.detach(), state,

@@ -78,8 +78,8 @@ def as_target(target: Tensor) -> Tensor:
 def rows_backward(
     saved: tuple[Tensor, ...], dlog_prob: Tensor | None, dentropy: Tensor | None, numbers: tuple[Any, ...], *,
     grad: Tensor | None = None, alternative: str = _TWIN,
-) -> Tensor:
-    """The gradient of ``saved[0]``, the logits, written into ``grad`` if that is given."""  # fmt: skip
+) -> Tensor:  # fmt: skip
+    """The gradient of ``saved[0]``, the logits, written into ``grad`` if that is given."""
     logits, target, entropy, state = saved
     arguments = (*row_gradients(dlog_prob, dentropy, entropy), logits.detach(), target, entropy.detach(), state, *numbers)
     if grad is None:

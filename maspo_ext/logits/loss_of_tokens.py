@@ -68,10 +68,10 @@ class LossOfTokens:
         row_scale = forward_pass(stand_in, with_old(policy, stand_in), self._whole, need_grad=False)[3].to(head.dtype)
         self.half = half_scale(head, row_scale)
         self._scale = self._per_token(row_scale.unsqueeze(-1))
-        self._dloss = self._scale if self.half is None else self._per_token((row_scale / self.half).unsqueeze(-1))
+        self._grad_scale = self._scale if self.half is None else self._per_token((row_scale / self.half).unsqueeze(-1))
         # d loss / d entropy of a token, short of its row's scale. A masked token's entropy is 0.
         self._bonus = None if entropy_coef == 0 else self._per_token(policy[2]).to(head.dtype) * -entropy_coef
-        self._dentropy = None if self._bonus is None else self._bonus * self._dloss
+        self._dentropy = None if self._bonus is None else self._bonus * self._grad_scale
         self._policy_of_token = [self._per_token(value) for value in policy]
         self._options_of_token = {name: self._per_token(options[name]) for name in ("rollout_is_weights", "ref_log_prob")}
         self.log_prob, self.entropy, _ = empty_results(head.weight, target.shape)
@@ -105,7 +105,7 @@ class LossOfTokens:
         new = of_tokens(self._log_prob)
         policy = with_old([of_tokens(value) for value in self._policy_of_token], new)
         dlogp = forward_pass(new, policy, options, need_grad=True)[2].squeeze(0)
-        return RowGrads(dlogp * self._dloss[tokens], None if self._dentropy is None else self._dentropy[tokens])
+        return RowGrads(dlogp * self._grad_scale[tokens], None if self._dentropy is None else self._dentropy[tokens])
 
     def of_all(self) -> tuple[Tensor, Tensor]:
         """Loss and statistics, when all tokens are there."""

@@ -102,22 +102,23 @@ class BapoConfig(MethodConfig):
             return start
         return 1 - self.clip_ratio_low if bound == "lower" else 1 + self.clip_ratio_high
 
+    def _range(self, bound: str) -> tuple[float, float, float]:
+        """Where a search starts, where it ends, and its step."""
+        start, maximum = self._start(bound), getattr(self, f"ratio_{bound}_max")
+        return start, start if maximum is None else maximum, getattr(self, f"ratio_{bound}_step")
+
     def _count(self, bound: str) -> float:
         """How many bounds a search would visit, as far as ``steps`` does not count."""
-        start, maximum, step = self._start(bound), getattr(self, f"ratio_{bound}_max"), getattr(self, f"ratio_{bound}_step")
-        return 1.0 if maximum is None or step == 0 else math.ceil(min((maximum - start) / step, 1e300) * (1 - 1e-12)) + 1.0
-
-    def _bounds(self, bound: str) -> list[float]:
-        start, maximum = self._start(bound), getattr(self, f"ratio_{bound}_max")
-        return steps(start, start if maximum is None else maximum, getattr(self, f"ratio_{bound}_step"))
+        start, maximum, step = self._range(bound)
+        return 1.0 if step == 0 else math.ceil(min((maximum - start) / step, 1e300) * (1 - 1e-12)) + 1.0
 
     def lower_bounds(self) -> list[float]:
         """The lower bounds to try, in their order."""
-        return self._bounds("lower")
+        return steps(*self._range("lower"))
 
     def upper_bounds(self) -> list[float]:
         """The upper bounds to try, in their order."""
-        return self._bounds("upper")
+        return steps(*self._range("upper"))
 
     @classmethod
     def published(cls, name: str, **changes: Any) -> BapoConfig:

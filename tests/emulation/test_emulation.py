@@ -17,6 +17,7 @@ import torch
 import maspo_ext
 
 from ..logits.cases import confident_rows, truth
+from ..op.cases import WRONG_CU_SEQLENS
 from ..op.golden import METRICS, NAMES, Golden
 from .build import CSRC, PROGRAMS, Builder, in_parallel
 
@@ -121,7 +122,7 @@ def test_a_wrong_cu_seqlens_gives_nan_in_the_loss_and_every_gradient(emulated):
     batch |= {"response_mask": np.ones(tokens), "max_seqlen": 200, "seed": 1}
     sound = emulated.packed_loss(**batch, cu_seqlens=np.array([0, 100, 200, 400]))
     assert np.isfinite(sound["loss"]) and np.isfinite(sound["grad"]).all()
-    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 400], [0, 300, 350, 400], [0, 0, 0, 5000], [0, -7, 200, 400]):
+    for wrong in WRONG_CU_SEQLENS:
         got = emulated.packed_loss(**batch, cu_seqlens=np.array(wrong))
         inside = [range(max(a, 0), min(b, tokens, max(a, 0) + 200)) for a, b in zip(wrong, wrong[1:], strict=False)]
         grad = np.array(got["grad"])

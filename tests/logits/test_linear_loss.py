@@ -7,7 +7,7 @@ import maspo_ext
 from maspo_ext.logits.groups import Group
 from maspo_ext.logits.loss_of_tokens import row_of_token
 
-from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, every_mode, random_batch
+from ..op.cases import AGG_MODES, DEFAULT_METHODS, FLOAT_DTYPES, OPTIONS, WRONG_CU_SEQLENS, every_mode, random_batch
 from .cases import (
     HEAD,
     assert_close,
@@ -132,7 +132,7 @@ def test_the_row_of_a_packed_token_is_one_that_there_is():
     sound = torch.tensor([0, 0, 100, 100, 250, 400, 400])
     rows = torch.arange(6).repeat_interleave(sound.diff())
     assert torch.equal(row_of_token(sound, target), rows)
-    for wrong in ([0, 100, 90, 400], [0, 100, 200, 401], [5, 100, 200, 300], [0, 300, 350, 20], [0, 0, 0, 5000], [0, -7, 200, 400]):
+    for wrong in WRONG_CU_SEQLENS:
         rows = row_of_token(torch.tensor(wrong), target)
         assert rows.shape == (400,) and rows.min() >= 0 and rows.max() <= 2, wrong
 

@@ -32,6 +32,17 @@ OPTIONS = {
 }
 # Global counts as a trainer with two data-parallel ranks would give; larger than any batch here, so that they matter.
 GLOBAL_COUNTS = {"dp_size": 2, "batch_num_tokens": 977, "global_batch_size": 31}
+# Of three packed sequences of 400 tokens, each wrong in another way; on a GPU nobody looks before the launch.
+WRONG_CU_SEQLENS = (
+    [0, 100, 90, 400],
+    [0, 100, 200, 401],
+    [5, 100, 200, 400],
+    [5, 100, 200, 300],
+    [0, 300, 350, 400],  # the first longer than 200, the most
+    [0, 300, 350, 20],
+    [0, 0, 0, 5000],
+    [0, -7, 200, 400],
+)
 
 
 # What torch.ops.maspo.loss_forward needs besides the tensors: MASPO with its defaults.
