@@ -58,14 +58,16 @@ def _has(module: str) -> bool:
 
 def figures_of(result: Path) -> dict[str, Path]:
     """By benchmark, its CSV."""
-    return {name: result.with_name(f"{result.stem}-{name}.csv") for name in ("loss", "linear")}
+    return {name: result.with_name(f"{result.stem}-{name}.csv") for name in ("kernels", "linear", "loss")}
 
 
 def benchmark_steps(result: Path) -> dict[str, Step]:
-    limits = {"loss": 150, "linear": 90}
+    limits = {"kernels": 60, "linear": 90, "loss": 150}
+    device = {"kernels": []}  # for which there is but one
     return {
         f"benchmark {name}": Step(
-            [PYTHON, f"benchmarks/{name}.py", "--device", "cuda", "--out", str(path)], limit=limits[name]
+            [PYTHON, f"benchmarks/{name}.py", *device.get(name, ["--device", "cuda"]), "--out", str(path)],
+            limit=limits[name],
         )
         for name, path in figures_of(result).items()
     }

@@ -6,6 +6,7 @@ import argparse
 import csv
 from pathlib import Path
 
+import kernel_plots
 import linear_plots
 import loss_plots
 import verl_step_plots
@@ -15,6 +16,8 @@ def plot_of(columns: list[str]):
     """The function that draws a CSV with these columns."""
     if "over_three_gemms" in columns:
         return linear_plots.plot
+    if "floor_copy" in columns:
+        return kernel_plots.plot
     return verl_step_plots.plot if "loss_stage_seconds" in columns else loss_plots.plot
 
 

@@ -41,6 +41,21 @@ MASPO_HD double batch_scale(const Aggregation& a, const RowCounts& batch) {
   }
 }
 
+// Whether the caller's counts give batch_scale, and it is that of every row: then it is known before the mask is.
+MASPO_HD bool scale_is_given(const Aggregation& a) {
+  switch (a.mode) {
+    case kTokenMean:
+      return a.batch_num_tokens > 0;
+    case kTokenSum:
+      return true;
+    case kSeqMeanTokenSum:
+    case kSeqMeanTokenSumNorm:
+      return a.global_batch_size > 0;
+    default:
+      return false;
+  }
+}
+
 MASPO_HD double row_scale(const Aggregation& a, double of_batch, double row_tokens) {
   // A row without tokens has no say, and a batch without tokens has loss 0 instead of 0 / 0. NaN counts go on; and a count below 0,
   // as of labels taken for a mask, is none.

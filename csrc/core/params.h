@@ -19,14 +19,20 @@ struct LossParams {
   Tiling tiling;  // of a CPU; a GPU's cut is in cuda/tiling.h
 
   // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
-  void* dlogp;  // a number of S per token, contiguous: d loss / d log_prob before row_scale; null: not wanted
+  // A number of S per token, contiguous: d loss / d log_prob, on a CPU whole, on a GPU before row_scale; null: not wanted.
+  void* dlogp;
   RowSums* pieces;          // [rows, tiling.pieces_per_row]; on a GPU as its cut has them
   StatSums<double>* units;  // [tiling.units]; on a GPU kUnitNumbers doubles a block
   // Outputs of the finishing step.
-  double* row_scale;  // [rows]
+  double* row_scale;  // [rows]; on a GPU without what dlogp has of it already
   double* stats;      // [kNumStats]
   void* loss;         // one S
 };
+
+// What a GPU's pass over the tokens multiplies dlogp by: all of the scale, where that is known so early.
+MASPO_HD double scale_of_pass(const LossParams& p) {
+  return p.dlogp != nullptr && scale_is_given(p.aggregation) ? batch_scale(p.aggregation, {0, 0}) : 1.0;
+}
 
 // BAPO's pass over the tokens: the sums of bapo.h at all candidates.
 struct BapoParams {

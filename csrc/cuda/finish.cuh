@@ -37,23 +37,23 @@ __device__ __forceinline__ double* unit_numbers(const LossParams& p, int64_t uni
   return reinterpret_cast<double*>(p.units) + unit * kUnitNumbers;
 }
 
-// Units that a warp reads at a time: one after the other, each would be waited for.
-constexpr int kUnitsAtOnce = 8;
+// What a thread reads at a time: one after the other, each would be waited for.
+constexpr int kReadsAtOnce = 8;
 
 __device__ __forceinline__ double sum_units(const LossParams& p, const Cut& cut) {
   const int lane = threadIdx.x % kWarp, warps = warps_of_block();
   double total = nothing_of_lane(lane);
 #pragma unroll 1
-  for (int64_t first = threadIdx.x / kWarp; first < cut.blocks; first += kUnitsAtOnce * warps) {
-    double unit[kUnitsAtOnce];
+  for (int64_t first = threadIdx.x / kWarp; first < cut.blocks; first += kReadsAtOnce * warps) {
+    double unit[kReadsAtOnce];
 #pragma unroll
-    for (int k = 0; k < kUnitsAtOnce; ++k) {
+    for (int k = 0; k < kReadsAtOnce; ++k) {
       const int64_t i = first + k * warps;
       unit[k] = nothing_of_lane(lane);
       if (i < cut.blocks && lane < kUnitNumbers) unit[k] = unit_numbers(p, i)[lane];
     }
 #pragma unroll
-    for (int k = 0; k < kUnitsAtOnce; ++k) total = combined(lane, total, unit[k]);
+    for (int k = 0; k < kReadsAtOnce; ++k) total = combined(lane, total, unit[k]);
   }
   return total;
 }
@@ -74,30 +74,29 @@ __device__ __forceinline__ int lanes_of_row(int64_t rows) {
   return lanes;
 }
 
-// Of the rows that no warp had as a whole: their tokens into p.row_scale, and this warp's part of their numbers, in the lanes
-// of these.
-__device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut& cut) {
-  const int lane = threadIdx.x % kWarp, lanes = lanes_of_row(p.batch.rows), rows_at_once = blockDim.x / lanes;
+// Of rows that no warp had as a whole: their tokens into p.row_scale, and this warp's part of their numbers, in the lanes of
+// these.
+__device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut& cut, const SplitRows& split) {
+  if (split.candidates == 0) return nothing_of_lane(threadIdx.x % kWarp);
+  const int lane = threadIdx.x % kWarp, lanes = lanes_of_row(split.candidates), rows_at_once = blockDim.x / lanes;
   double numbers[kUnitNumbers - kNonempty] = {};
 #pragma unroll 1
-  for (int64_t first = 0; first < p.batch.rows; first += rows_at_once) {
-    const int64_t row = first + threadIdx.x / lanes;
-    const Pieces pieces = row < p.batch.rows ? pieces_of_row(cut, row) : Pieces{0, 1};
+  for (int64_t first = 0; first < split.candidates; first += rows_at_once) {
+    const int64_t row = split_row(p.batch, cut, split, first + threadIdx.x / lanes);
+    const Pieces pieces = row >= 0 ? pieces_of_row(cut, row) : Pieces{0, 0};
     RowSums sums = {};
-    if (pieces.count > 1) {
 #pragma unroll 4
-      for (int64_t i = lane % lanes; i < pieces.count; i += lanes) {
-        const RowSums piece = p.pieces[pieces.first + i];
-        sums.tokens += piece.tokens;
-        sums.loss += piece.loss;
-      }
+    for (int64_t i = lane % lanes; i < pieces.count; i += lanes) {
+      const RowSums piece = p.pieces[pieces.first + i];
+      sums.tokens += piece.tokens;
+      sums.loss += piece.loss;
     }
 #pragma unroll 1
     for (int offset = lanes / 2; offset > 0; offset /= 2) {
       sums.tokens += __shfl_xor_sync(kAllLanes, sums.tokens, offset);
       sums.loss += __shfl_xor_sync(kAllLanes, sums.loss, offset);
     }
-    if (pieces.count == 1 || lane % lanes != 0) continue;
+    if (row < 0 || lane % lanes != 0) continue;
     p.row_scale[row] = sums.tokens;
 #pragma unroll
     for (int i = 0; i < kUnitNumbers - kNonempty; ++i) numbers[i] += row_number(p, row, sums, kNonempty + i);
@@ -112,16 +111,26 @@ __device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut&
 }
 
 __device__ __forceinline__ void scale_rows(const LossParams& p, double of_batch) {
-#pragma unroll 4
-  for (int64_t row = threadIdx.x; row < p.batch.rows; row += blockDim.x) {
-    p.row_scale[row] = row_scale(p.aggregation, of_batch, p.row_scale[row]);
+#pragma unroll 1
+  for (int64_t first = threadIdx.x; first < p.batch.rows; first += kReadsAtOnce * blockDim.x) {
+    double tokens[kReadsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kReadsAtOnce; ++k) {
+      const int64_t row = first + k * blockDim.x;
+      if (row < p.batch.rows) tokens[k] = p.row_scale[row];
+    }
+#pragma unroll
+    for (int k = 0; k < kReadsAtOnce; ++k) {
+      const int64_t row = first + k * blockDim.x;
+      if (row < p.batch.rows) p.row_scale[row] = row_scale(p.aggregation, of_batch, tokens[k]);
+    }
   }
 }
 
 template <class S, template <class> class Hyper>
 __device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& cut, double* scratch) {
   const int lane = threadIdx.x % kWarp;
-  const double of_warp = combined(lane, sum_units(p, cut), sum_split_rows(p, cut));
+  const double of_warp = combined(lane, sum_units(p, cut), sum_split_rows(p, cut, split_rows_of_grid(p.batch, cut)));
   const double of_batch = over_block(of_warp, scratch);
   if (threadIdx.x < kUnitNumbers) scratch[lane] = of_batch;  // where no other thread has anything to read
   __syncthreads();  // which also shows every thread the rows' tokens
@@ -129,7 +138,7 @@ __device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& c
   // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here, in every gradient too.
   const double poison = scratch[kUnsound] > 0 ? nan("") : 0.0;
   const double scale = batch_scale(p.aggregation, {sums.sum[kTokens], scratch[kNonempty]}) + poison;
-  scale_rows(p, scale);
+  scale_rows(p, scale / scale_of_pass(p));
   if (threadIdx.x == 0) {
     // A batch without tokens has loss 0, whatever they would be divided by.
     const double loss = scratch[kNonempty] == 0 && scratch[kRowLoss] == 0 ? poison : scale * scratch[kRowLoss];

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kMostThreads<typename Steps::Number>, 1)
   MASPO_SHARED(double, scratch, kMostWarps<S> * kUnitNumbers);
   MASPO_SHARED(bool, is_last, 1);
   const int lane = threadIdx.x % kWarp;
-  const Steps steps(p);
+  Steps steps(p, cut);
   PieceSums<S, Hyper<S>> sums;
   double of_warp = nothing_of_lane(lane);
   for_each_piece(p.batch, cut, this_warp(), [&](int64_t piece, const Span& span, bool is_whole_row) {
@@ -64,6 +64,8 @@ __global__ void __launch_bounds__(kMostThreads<typename Steps::Number>, 1)
       p.pieces[piece] = row;
     }
   });
+  __syncthreads();  // shows the pieces to every warp
+  of_warp = combined(lane, of_warp, sum_split_rows(p, cut, split_rows_of_block(p.batch, cut, blockIdx.x)));
   const double least = warp_min(static_cast<double>(sums.stats.ratio_min));
   const double most = -warp_min(-static_cast<double>(sums.stats.ratio_max));
   of_warp = lane == kLeast ? least : lane == kMost ? most : of_warp;

@@ -42,8 +42,15 @@ cudaError_t launch_forward(const LossParams& p, const Cut& cut, CudaPlace place)
   if (status != cudaSuccess) return status;
   const auto with = [&](auto kernel) { return launch_cut(kernel, cut, place, p, cut, counter); };
   if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
-  if (is_plain<Hyper<float>>(p, kFloat32)) return with(forward_kernel<Hyper, PlainSteps<Float32, Hyper<float>>>);
-  if (is_plain<Hyper<float>>(p, kBFloat16)) return with(forward_kernel<Hyper, PlainSteps<BFloat16, Hyper<float>>>);
+#define MASPO_IF_PLAIN(dtype, Format, Mask) \
+  if (is_plain<Hyper<float>, Mask>(p, dtype)) return with(forward_kernel<Hyper, PlainSteps<Format, Hyper<float>, Mask>>)
+  MASPO_IF_PLAIN(kFloat32, Float32, ByteMask);
+  MASPO_IF_PLAIN(kFloat32, Float32, WideMask<4>);
+  MASPO_IF_PLAIN(kFloat32, Float32, WideMask<8>);
+  MASPO_IF_PLAIN(kBFloat16, BFloat16, ByteMask);
+  MASPO_IF_PLAIN(kBFloat16, BFloat16, WideMask<4>);
+  MASPO_IF_PLAIN(kBFloat16, BFloat16, WideMask<8>);
+#undef MASPO_IF_PLAIN
   return with(forward_kernel<Hyper, AnySteps<float, Hyper<float>>>);
 }
 

@@ -41,9 +41,13 @@ struct alignas(kPackAccess<T, N>) Pack {
   T value[N];
 };
 
+template <int kBytes>
+__device__ __forceinline__ bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % kBytes == 0;
+}
 template <int N, class T>
 __device__ __forceinline__ bool aligned_for_pack(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % alignof(Pack<T, N>) == 0;
+  return is_aligned<alignof(Pack<T, N>)>(p);
 }
 
 // The machine's words of this many bytes.
@@ -136,7 +140,7 @@ __device__ __forceinline__ bool any_token(const S (&mask)[kLane]) {
   return mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0);
 }
 
-// As __stcg: a plain store of a struct the compiler takes apart into its elements where the offset has 64 bits.
+// As machine words: a store of a struct the compiler takes apart into its elements where the offset has 64 bits.
 template <class T, int N>
 __device__ __forceinline__ void store_aligned(T* p, const T (&values)[N]) {
   using W = typename Word<kPackAccess<T, N>>::type;
@@ -144,7 +148,7 @@ __device__ __forceinline__ void store_aligned(T* p, const T (&values)[N]) {
   W words[kStores];
   memcpy(words, values, sizeof(words));
 #pragma unroll
-  for (int i = 0; i < kStores; ++i) __stcg(reinterpret_cast<W*>(p) + i, words[i]);
+  for (int i = 0; i < kStores; ++i) reinterpret_cast<W*>(p)[i] = words[i];
 }
 
 // `count` of the values exist.

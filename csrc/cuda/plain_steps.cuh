@@ -7,66 +7,73 @@
 
 namespace maspo {
 
-// Whether a launch can take PlainSteps for this dtype.
-template <class Hyper>
+// Whether a launch can take PlainSteps for this dtype, with this kind of mask.
+template <class Hyper, class Mask>
 MASPO_HD bool is_plain(const LossParams& p, DType dtype) {
   const auto beside = [&](const View& v) { return v.dtype == dtype && v.col_stride == 1; };
   const bool more = p.rollout_is_weights.data != nullptr || p.options.has_entropy || p.options.has_ref ||
                     p.options.is_rule != kIsAsGiven || (p.options.dual_clip && !Hyper::kMayClipTwice) ||
                     has_options(Hyper::from(p.hyper));
   return !more && beside(p.log_prob) && beside(p.old_log_prob) && p.advantages.dtype == dtype &&
-         (p.advantages.col_stride == 1 || p.advantages.col_stride == 0) && is_of_words(p.response_mask);
+         (p.advantages.col_stride == 1 || p.advantages.col_stride == 0) && Mask::fits(p.response_mask);
 }
 
-template <class Format, class Hyper>
-struct PlainSteps {
+template <class Format, class Hyper, class Mask>
+class PlainSteps {
+ public:
   using T = typename Format::Stored;
   using S = typename Format::Arithmetic;
   using Number = S;
   using Sums = PieceSums<S, Hyper>;
-  const LossParams& p;
-  const Hyper h;
-  Options<S> o = {};
 
-  __device__ __forceinline__ explicit PlainSteps(const LossParams& params)
-      : p(params), h(without_options(hyper_of<Hyper>(params))) {
+  __device__ __forceinline__ PlainSteps(const LossParams& params, const Cut& cut)
+      : p(params), cut_(cut), h(without_options(hyper_of<Hyper>(params))), scale_(static_cast<S>(scale_of_pass(params))) {
     o.clip_ratio_c = static_cast<S>(params.options.clip_ratio_c);
     o.dual_clip = Hyper::kMayClipTwice && params.options.dual_clip;
   }
 
-  // While a step is worked on, the inputs of the next one and the mask of the one after it are on their way.
-  __device__ __forceinline__ void run(const Span& part, Sums& sums) const {
+  // While a step is worked on, the inputs of the next one and the mask of some after it are on their way. Where all rows lie
+  // side by side, also across their ends: the parts of a warp, in their order, are one run of steps.
+  __device__ __forceinline__ void run(const Span& part, Sums& sums) {
     const int64_t first = part.first + threadIdx.x % kWarp * kLane;
-    const int left = static_cast<int>(part.last - first);  // tokens from this lane's first one on, which may be below 0
-    const Reader read(p, part, first);
-    const MaskReader mask(p.response_mask, offset_of(p.response_mask, p.batch, part, first));
-    S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + part.start + first;
-    const auto fetch = [&](int col) { return left - col >= kLane ? mask.fetch(col) : MaskWords(); };
-    MaskWords words = fetch(0);
-    bool ones = __all_sync(kAllLanes, mask.all_ones(words)), zeros = mask.all_zeros(words);
-    Inputs inputs = {};
-    if (ones) inputs = read.at(0);
-    words = fetch(kStepTokens);
     const int tokens = static_cast<int>(part.last - part.first);
+    const int left = static_cast<int>(part.last - first);  // tokens from this lane's first one on, which may be below 0
+    const bool is_one_row = lies_as_one_row();
+    const int ahead = is_one_row ? left_of_warp(part.start + part.first) : tokens;
+    const Reader read(p, part, first);
+    const Mask mask(p.response_mask, offset_of(p.response_mask, p.batch, part, part.first));
+    S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + part.start + first;
+    if (!is_one_row || known_ == 0) {
+      flags_ = mask.after(mask.fetch(0, ahead));
+      known_ = Mask::kSteps;
+      if (flags_.ones()) next_ = read.at(0);
+      words_ = mask.fetch(kMaskTokens, ahead - kMaskTokens);
+    }
 #pragma unroll 1
     for (int col = 0; col < tokens; col += kStepTokens) {
-      const bool next_ones = __all_sync(kAllLanes, mask.all_ones(words)), next_zeros = mask.all_zeros(words);
-      Inputs next = {};
-      if (next_ones) next = read.at(col + kStepTokens);
-      words = fetch(col + 2 * kStepTokens);
-      const int count = static_cast<int>(bounded(left - col, 0, kLane));
+      const Inputs inputs = next_;
+      const bool ones = flags_.ones(), zeros = flags_.zeros();
+      flags_ = flags_.next();
+      if (--known_ == 0) {
+        const int later = col + kStepTokens + kMaskTokens;
+        flags_ = mask.after(words_);
+        known_ = Mask::kSteps;
+        words_ = mask.fetch(later, ahead - later);
+      }
+      if (flags_.ones()) next_ = read.at(col + kStepTokens);
       S grads[kLane] = {};
-      bool done = zeros && count == kLane;
-      if (ones) done = unmasked(inputs, sums, grads);
-      if (!done) masked(part, first + col, count, sums, grads);
-      if (dlogp != nullptr) store_pack(dlogp + col, count, grads);
-      ones = next_ones;
-      zeros = next_zeros;
-      inputs = next;
+      int count = kLane;
+      if (!ones || !unmasked(inputs, sums, grads)) {
+        count = static_cast<int>(bounded(left - col, 0, kLane));
+        if (!zeros || count < kLane) masked(part, first + col, count, sums, grads);
+      }
+      if (dlogp != nullptr) store_scaled(dlogp + col, count, grads, scale_);
     }
   }
 
  private:
+  static constexpr int kMaskTokens = Mask::kSteps * kStepTokens;
+
   // As they came: taken apart at once, they would be waited for.
   using Words = typename Word<sizeof(T) * kLane>::type;
   struct Inputs {
@@ -84,6 +91,19 @@ struct PlainSteps {
     return Format::number(four.value[i]);
   }
 
+  // Whether all rows together are a row of whole steps.
+  __device__ __forceinline__ bool lies_as_one_row() const {
+    const int64_t cols = p.batch.cols;
+    return p.batch.cu_seqlens == nullptr && cols % kStepTokens == 0 && p.log_prob.row_stride == cols &&
+           p.old_log_prob.row_stride == cols && p.advantages.row_stride == cols && p.advantages.col_stride == 1 &&
+           p.response_mask.row_stride == cols;
+  }
+  // Of that row, from this token on; not more than a part and what is looked ahead.
+  __device__ __forceinline__ int left_of_warp(int64_t token) const {
+    const int64_t end = bounded((this_warp() + 1) * cut_.steps_of_warp * kStepTokens, 0, p.batch.tokens);
+    return static_cast<int>(bounded(end - token, 0, 2 * kMaxSteps * kStepTokens));
+  }
+
   // This lane's inputs of a part.
   class Reader {
    public:
@@ -97,15 +117,17 @@ struct PlainSteps {
 
     // Of columns col to col + 3, from the first one on.
     __device__ __forceinline__ Inputs at(int col) const {
-      return {four(log_prob_ + col), four(old_log_prob_ + col),
-              one_advantage_ ? words_of({*advantages_, *advantages_, *advantages_, *advantages_}) : four(advantages_ + col)};
+      const T* const advantages = advantages_ + (one_advantage_ ? 0 : col);
+      if (__builtin_expect(aligned_, 1)) {
+        return {whole(log_prob_ + col), whole(old_log_prob_ + col), one_advantage_ ? same(advantages) : whole(advantages)};
+      }
+      return {each(log_prob_ + col), each(old_log_prob_ + col), one_advantage_ ? same(advantages) : each(advantages)};
     }
 
    private:
-    __device__ __forceinline__ Words four(const T* at) const {
-      if (__builtin_expect(aligned_, 1)) return *reinterpret_cast<const Words*>(at);
-      return words_of({at[0], at[1], at[2], at[3]});
-    }
+    __device__ __forceinline__ static Words whole(const T* at) { return *reinterpret_cast<const Words*>(at); }
+    __device__ __forceinline__ static Words each(const T* at) { return words_of({at[0], at[1], at[2], at[3]}); }
+    __device__ __forceinline__ static Words same(const T* at) { return words_of({*at, *at, *at, *at}); }
     __device__ __forceinline__ static const T* token(const LossParams& p, const View& v, const Span& part, int64_t col) {
       return static_cast<const T*>(v.data) + offset_of(v, p.batch, part, col);
     }
@@ -159,6 +181,18 @@ struct PlainSteps {
       }
     }
   }
+
+  const LossParams& p;
+  const Cut& cut_;
+  const Hyper h;
+  Options<S> o = {};
+  const S scale_;
+  // From the next step on: what is known of the mask, of how many steps, and the inputs of the next one where all of it counts.
+  // Of the steps after these: the mask.
+  typename Mask::Flags flags_ = {};
+  int known_ = 0;
+  Inputs next_ = {};
+  typename Mask::Words words_ = {};
 };
 
 }  // namespace maspo

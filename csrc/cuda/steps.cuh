@@ -31,15 +31,27 @@ __device__ __forceinline__ void visit_four(const TokenInputs<S> (&in)[kLane], co
   }
 }
 
+template <class S>
+__device__ __forceinline__ void store_scaled(S* dlogp, int count, const S (&values)[kLane], S scale) {
+  S scaled[kLane];
+#pragma unroll
+  for (int i = 0; i < kLane; ++i) scaled[i] = values[i] * scale;
+  store_pack(dlogp, count, scaled);
+}
+
 template <class S, class Hyper>
 struct AnySteps {
   using Number = S;
   const LossParams& p;
   const Hyper h;
   const Options<S> o;
+  const S scale;
 
-  __device__ __forceinline__ explicit AnySteps(const LossParams& params)
-      : p(params), h(hyper_of<Hyper>(params)), o(options_as<S>(params.options)) {}
+  __device__ __forceinline__ AnySteps(const LossParams& params, const Cut&)
+      : p(params),
+        h(hyper_of<Hyper>(params)),
+        o(options_as<S>(params.options)),
+        scale(static_cast<S>(scale_of_pass(params))) {}
 
   __device__ __forceinline__ void run(const Span& span, PieceSums<S, Hyper>& sums) const {
     for_each_four(span, [&](int64_t col, int count) {
@@ -64,7 +76,7 @@ struct AnySteps {
         }
         visit_four(in, h, o, sums, dlogp);
       }
-      if (p.dlogp != nullptr) store_pack(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp);
+      if (p.dlogp != nullptr) store_scaled(static_cast<S*>(p.dlogp) + span.start + col, count, dlogp, scale);
     });
   }
 };

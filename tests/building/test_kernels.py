@@ -15,7 +15,8 @@ NVCC = find_nvcc(os.environ)
 NVDISASM = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "nvdisasm"
 KERNELS = sorted((flags.CSRC / "cuda").glob("*.cu"))
 METHODS = len(re.findall(r"X\(kMethod", (flags.CSRC / "core" / "methods.h").read_text()))
-FORWARD_KERNELS = 4 * METHODS  # AnySteps of float32 and float64, PlainSteps of float32 and bfloat16
+# AnySteps of float32 and float64, PlainSteps of float32 and bfloat16 with masks of 1, 4 and 8 bytes.
+FORWARD_KERNELS = (2 + 2 * 3) * METHODS
 ROW_LOADS = 4 + 1  # of a thread's step through a row of logits, and of a full pack that is left over
 REGISTERS = 65536  # of a multiprocessor
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")]

@@ -13,8 +13,8 @@ SOURCE = """
 #include "cuda/scale.cuh"
 namespace maspo {
 template __global__ void forward_kernel<ClipHyper, AnySteps<float, ClipHyper<float>>>(LossParams, Cut, unsigned*);
-template __global__ void forward_kernel<DacHyper, PlainSteps<Float32, DacHyper<float>>>(LossParams, Cut, unsigned*);
-template __global__ void forward_kernel<MaspoHyper, PlainSteps<BFloat16, MaspoHyper<float>>>(LossParams, Cut, unsigned*);
+template __global__ void forward_kernel<DacHyper, PlainSteps<Float32, DacHyper<float>, ByteMask>>(LossParams, Cut, unsigned*);
+template __global__ void forward_kernel<MaspoHyper, PlainSteps<BFloat16, MaspoHyper<float>, WideMask<8>>>(LossParams, Cut, unsigned*);
 template __global__ void forward_kernel<SapoHyper, AnySteps<double, SapoHyper<double>>>(LossParams, Cut, unsigned*);
 template __global__ void backward_kernel<BFloat16>(BackwardParams);
 template __global__ void bapo_sums_kernel<float>(BapoParams, Cut);

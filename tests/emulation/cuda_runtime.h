@@ -32,10 +32,6 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-template <class T>
-void __stcg(T* address, T value) {
-  *address = value;
-}
 
 using cudaError_t = int;
 using cudaStream_t = void*;
@@ -119,6 +115,13 @@ inline bool vote_all(unsigned mask, bool holds, const char* site) {
   return all != 0;
 }
 
+// A bit for every lane for which it holds.
+inline unsigned ballot(unsigned mask, bool holds, const char* site) {
+  unsigned lanes = static_cast<unsigned>(holds) << lane();
+  for (int offset = 1; offset < 32; offset *= 2) lanes |= shuffle_xor(mask, lanes, offset, site);
+  return lanes;
+}
+
 template <unsigned (*get)()>
 struct Coordinate {
   operator unsigned() const { return get(); }
@@ -151,6 +154,7 @@ static const struct {
 #define __shfl_xor_sync(mask, value, lane_mask) ::cuda_on_host::shuffle_xor(mask, value, lane_mask, MASPO_SITE)
 #define __shfl_sync(mask, value, source_lane) ::cuda_on_host::shuffle_from(mask, value, source_lane, MASPO_SITE)
 #define __all_sync(mask, holds) ::cuda_on_host::vote_all(mask, holds, MASPO_SITE)
+#define __ballot_sync(mask, holds) ::cuda_on_host::ballot(mask, holds, MASPO_SITE)
 #define MASPO_SHARED(T, name, count) \
   static const char name##_key = 0;  \
   T(&name)[count] = *static_cast<T(*)[count]>(::cuda_on_host::shared(&name##_key, sizeof(T) * (count)))

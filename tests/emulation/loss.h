@@ -13,7 +13,8 @@ namespace emulation {
 
 struct Result {
   std::vector<double> loss, stats, row_scale, grad;  // loss and stats: one and kNumStats numbers
-  std::vector<double> dlogp;                         // without the scale of the rows
+  std::vector<double> dlogp;                         // with scale_of_pass, and no more of the scale of the rows
+  double scale_of_pass = 1;
   std::vector<unsigned char> grad_bytes;
   int launches = 0;  // of forward and backward
   bool same_in_place = true;
@@ -58,8 +59,8 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
     const auto for_units = [&](ForwardUnit pass) {
       for (int64_t unit = 0; unit < params.tiling.units; ++unit) pass(params, unit);
     };
-    // This engine's dlogp has the scale, the other's has not: once with scales of 1, for a comparison to the bit.
-    std::fill_n(params.row_scale, b.rows, 1.0);
+    // This engine's dlogp has all of the scale: once with that of the other's, for a comparison to the bit.
+    std::fill_n(params.row_scale, b.rows, scale_of_pass(params));
     for_units((is_double ? kPlainKernels.forward_double : kPlainKernels.forward_float)[params.method]);
     result.dlogp = numbers<S>(dlogp);
     forward_cpu(kPlainKernels, params, for_units);
@@ -67,7 +68,11 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   }
   result.loss = numbers<S>(loss);
   result.stats = numbers<double>(stats);
+  result.scale_of_pass = scale_of_pass(params);
   result.row_scale = numbers<double>(row_scale);
+  if (on_cuda) {
+    for (double& scale : result.row_scale) scale *= result.scale_of_pass;
+  }
   if (params.log_prob.dtype == kFloat32) result.grad = numbers<float>(grad);
   if (params.log_prob.dtype == kFloat64) result.grad = numbers<double>(grad);
   result.grad_bytes.assign(grad.as<unsigned char>(), grad.as<unsigned char>() + grad.bytes());

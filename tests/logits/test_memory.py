@@ -62,9 +62,12 @@ def passes(op, device, dtype, memory_budget):
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
 @pytest.mark.parametrize("op", ["linear_logprob", "linear_loss"])
 def test_logits_stay_within_the_budget(op, dtype, memory_budget, device):
-    """Nothing is larger but, for a smaller budget, the least chunk of words; and there is never more than one."""
+    """Nothing is larger but, for a smaller budget, what has the least chunk of words; and there is never more than one."""
     events = memory_events(passes(op, device, dtype, memory_budget), device)
-    chunk = max(memory_budget, 4 * TOKENS * 256 if op == "linear_logprob" else 0)
+    least = 4 * TOKENS * 256 if op == "linear_logprob" else 0
+    if op == "linear_loss" and device == "cuda" and dtype == torch.bfloat16:  # kept beside the logits of a tile
+        least = 2 * TOKENS * 256 + 2 * memory_budget // 3
+    chunk = max(memory_budget, least)
     assert memory_budget / 2 <= max(events) <= chunk <= LOGITS / 2
     operands = 4 * (TOKENS + WORDS) * WIDTH  # hidden states and weight as float32, or their gradients
     assert chunk < max(itertools.accumulate(events)) <= chunk + 3 * operands
