@@ -1,7 +1,4 @@
-"""The memory's bandwidth: by a triad, two arrays read and one written, and by a copy.
-
-Of random numbers: arrays of one number are read and written faster, at least on a GPU.
-"""
+"""The memory's bandwidth: by a triad, two arrays read and one written, and by a copy; of random numbers."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ struct BackwardParams {
 };
 
 // More blocks than run at a time: the last of them end at about the same time.
-constexpr int kBackwardBlocks = 64, kBackwardWarps = 8;
+constexpr int kBackwardBlocks = 32, kBackwardWarps = 8;
 // Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy.
 constexpr int kStepsAtOnce = 4;
 
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(Backwar
   const double grad_loss = static_cast<double>(*static_cast<const S*>(p.grad_loss));
   for_each_piece(p.batch, p.cut, this_warp(), [&](int64_t, const Span& span, bool) {
     const S scale = static_cast<S>(p.row_scale[span.row] * grad_loss);
-    if (scale == S(1) && p.grad == p.dlogp) return;
+    if (scale == S(1) && p.grad == p.dlogp) return;  // the forward pass knew all of the scale
     const S* const dlogp = static_cast<const S*>(p.dlogp) + span.start;
     T* const grad = static_cast<T*>(p.grad) + span.start;
     const bool aligned = aligned_for_pack<kLane>(dlogp);

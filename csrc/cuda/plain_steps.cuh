@@ -44,9 +44,13 @@ class PlainSteps {
     const Mask mask(p.response_mask, offset_of(p.response_mask, p.batch, part, part.first));
     S* const dlogp = p.dlogp == nullptr ? nullptr : static_cast<S*>(p.dlogp) + part.start + first;
     if (!is_one_row || known_ == 0) {
-      flags_ = mask.after(mask.fetch(0, ahead));
+      const typename Mask::Words words = mask.fetch(0, ahead);
+      // A warp's only step does not wait for its mask: in such a batch time counts, and not what is read for nothing.
+      const bool at_once = cut_.steps_of_warp == 1 && tokens == kStepTokens;
+      if (at_once) next_ = read.at(0);
+      flags_ = mask.after(words);
       known_ = Mask::kSteps;
-      if (flags_.ones()) next_ = read.at(0);
+      if (!at_once && flags_.ones()) next_ = read.at(0);
       words_ = mask.fetch(kMaskTokens, ahead - kMaskTokens);
     }
 #pragma unroll 1
