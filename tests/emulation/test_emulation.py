@@ -269,7 +269,7 @@ BATCH_FAULTS = {
     "rows of the last block lost": ("finish.cuh", "first += rows_at_once)", "first += 2 * rows_at_once)", "plain", r"seed \d+: "),
     "a level of the rows' shuffle missing": ("finish.cuh", "for (int offset = lanes / 2; offset > 0", "for (int offset = lanes / 2; offset > 1", "plain", r"seed \d+: "),
     "a row's scale lost": ("finish.cuh", "if (row < p.batch.rows) p.row_scale[row] =", "if (row + 1 < p.batch.rows) p.row_scale[row] =", "plain", r"seed \d+: "),
-    "a scale that is given lost": ("steps.cuh", "scaled[i] = values[i] * scale;", "scaled[i] = values[i];", "plain", r"seed \d+: dlogp"),
+    "a scale that is given lost": ("steps.cuh", "scaled[i] = values[i] * scale;", "scaled[i] = values[i] + 0 * scale;", "plain", r"seed \d+: dlogp"),
     "gradients left that have to be scaled": ("backward.cuh", "if (scale == S(1) && ", "if (scale != S(0) && ", "plain", r"seed \d+: backward in the memory"),
     "no barrier before a block's split rows": ("forward.cuh", "  __syncthreads();  // shows the pieces", "  // shows the pieces", "thread", "data race"),
     "a split row of a block lost": ("tiling.h", "? 0 : cut.warps - 1;", "? 0 : cut.warps - 2;", "plain", r"seed \d+: "),

@@ -60,6 +60,32 @@ def test_padded_batches_like_a_cpu(cols, mask_dtype, ratio_mode):
         torch.testing.assert_close(a.cpu(), e, rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("upstream", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {},
+        {"batch_num_tokens": 777},
+        {"loss_agg_mode": "token-sum"},
+        {"loss_agg_mode": "seq-mean-token-sum", "global_batch_size": 19},
+        {"loss_agg_mode": "seq-mean-token-sum-norm", "global_batch_size": 19},
+        {"loss_agg_mode": "seq-mean-token-mean", "global_batch_size": 19},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(33, 1025), (70, 1280), (2500, 512)], ids=str)
+def test_the_scale_of_given_counts_like_a_cpu(shape, counts, upstream):
+    """Forward applies it where it can: then backward has nothing to do for a gradient of 1, and only that of the loss for another."""
+    grads = []
+    for device in ("cuda", "cpu"):
+        batch = padded(make_batch(*shape, device))
+        del batch["entropy"]
+        log_prob = batch.pop("log_prob").requires_grad_()
+        loss = maspo_ext.policy_loss(log_prob, **batch, **counts).loss
+        grads += torch.autograd.grad(loss, log_prob, torch.full_like(loss, upstream))
+    torch.testing.assert_close(grads[0].cpu(), grads[1], rtol=1e-4, atol=1e-6 * grads[1].abs().max().item())
+
+
 @every_mode
 def test_a_number_that_is_not_finite_in_a_whole_step(ratio_mode):
     batch = padded(make_batch(9, 1024))
