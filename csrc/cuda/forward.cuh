@@ -1,5 +1,5 @@
-// The forward pass: one warp per stretch of steps, one block per unit. The block that comes last adds everything up, so that one launch
-// does it all.
+// The forward pass: one warp per stretch of steps, one block per unit. The block that comes last adds everything up, so that
+// one launch does it all.
 #pragma once
 
 #include "cuda/finish.cuh"

@@ -1,15 +1,14 @@
 // The mask of a warp's steps as it lies in memory: whether all of a step's tokens count, or none, is a comparison of bits.
 //
-// A kind of mask is fetched for kSteps steps at a time, as Words. What these say are Flags: of the first step what ones() and zeros()
-// are, of the others what next() has.
+// A kind of mask is fetched for kSteps steps at a time, as Words. What these say are Flags: of the first step ones() and
+// zeros(), of the others those of next().
 #pragma once
 
 #include "cuda/load.cuh"
 
 namespace maspo {
 
-// Masks of 1 byte a token, side by side. A step of them is 128 bytes, which is little for an access to memory, and they come alone: so those
-// of four steps are fetched at a time, 16 tokens a lane.
+// Masks of 1 byte a token, side by side. Those of four steps are fetched at a time, 16 tokens a lane: one access for four.
 class ByteMask {
  public:
   static constexpr int kSteps = 4;
@@ -28,7 +27,7 @@ class ByteMask {
       : first_(static_cast<const unsigned char*>(mask.data) + offset + threadIdx.x % kWarp * sizeof(Words)),
         aligned_(is_aligned<sizeof(Words)>(first_)) {}
 
-  // Of the steps from column col on; `left` tokens exist from there on. Where not all of a lane's do, as a mask that is neither.
+  // Of the steps from column col on; `left` tokens exist from there on. Where not all of a lane's do: as neither.
   __device__ __forceinline__ Words fetch(int col, int left) const {
     const int of_lane = left - static_cast<int>(threadIdx.x % kWarp * sizeof(Words));
     if (of_lane <= 0) return {0, 0, 0, 0};

@@ -61,13 +61,12 @@ MASPO_HD Pieces pieces_of_row(const Cut& cut, int64_t row) {
   return {row + warp, last / cut.steps_of_warp - warp + 1};
 }
 
-// Where rows that several warps have pieces of are looked for: among all rows or, where these are more than warps, at the
-// places where a stretch ends, of a warp or of a block.
+// Where rows that several warps have pieces of are looked for: among all rows or, where warps are fewer, at the places where
+// a stretch ends, of a warp or of a block. Then a stretch is no shorter than a row, and no row has more than two pieces.
 struct SplitRows {
   int64_t candidates;
   bool among_rows;
   int64_t first, steps;  // the first of the stretches, and how long each is
-  int64_t last_step;     // the rows end before that
 };
 
 MASPO_HD int64_t warps_with_steps(const Batch& b, const Cut& cut) {
@@ -76,24 +75,21 @@ MASPO_HD int64_t warps_with_steps(const Batch& b, const Cut& cut) {
 
 // Those that a block has as a whole; none where the search is among all rows.
 MASPO_HD SplitRows split_rows_of_block(const Batch& b, const Cut& cut, int64_t block) {
-  const int64_t candidates = b.rows < warps_with_steps(b, cut) ? 0 : cut.warps - 1;
-  return {candidates, false, block * cut.warps, cut.steps_of_warp, (block + 1) * cut.warps * cut.steps_of_warp};
+  return {b.rows < warps_with_steps(b, cut) ? 0 : cut.warps - 1, false, block * cut.warps, cut.steps_of_warp};
 }
 
 // All others.
 MASPO_HD SplitRows split_rows_of_grid(const Batch& b, const Cut& cut) {
-  if (b.rows < warps_with_steps(b, cut)) return {b.rows, true, 0, 0, kStepsOfAll};
-  return {cut.blocks - 1, false, 0, cut.warps * cut.steps_of_warp, kStepsOfAll};
+  if (b.rows < warps_with_steps(b, cut)) return {b.rows, true, 0, 0};
+  return {cut.blocks - 1, false, 0, cut.warps * cut.steps_of_warp};
 }
 
-// A candidate's row, or -1: its row is in one piece, is that of the candidate before, or goes on beyond last_step.
+// A candidate's row, or -1: there is none, or it is in one piece.
 MASPO_HD int64_t split_row(const Batch& b, const Cut& cut, const SplitRows& split, int64_t candidate) {
   if (candidate >= split.candidates) return -1;
   if (split.among_rows) return pieces_of_row(cut, candidate).count > 1 ? candidate : -1;
-  const int64_t end = (split.first + candidate + 1) * split.steps;  // of a stretch
-  const int64_t row = end / cut.steps_of_row, in_row = end - row * cut.steps_of_row;
-  const bool is_first = in_row > 0 && in_row <= split.steps;
-  return is_first && row < b.rows && (row + 1) * cut.steps_of_row <= split.last_step ? row : -1;
+  const int64_t end = (split.first + candidate + 1) * split.steps, row = end / cut.steps_of_row;  // of a stretch
+  return row < b.rows && row * cut.steps_of_row < end ? row : -1;
 }
 
 // What a block leaves for the last one: the numbers of StatSums in their order, and those of its whole rows.

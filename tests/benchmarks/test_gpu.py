@@ -219,7 +219,7 @@ def test_steps_are_what_the_folder_has(tmp_path):
     names = list(made)
     assert names[:2] == ["install", "tests on the GPU"] and names[-1].startswith("benchmark")
     # What is measured has the GPU to itself.
-    assert [name for name in names if not made[name].together] == ["install", "benchmark loss", "benchmark linear"]
+    assert [name for name in names if not made[name].together] == ["install", *(f"benchmark {name}" for name in ("kernels", "linear", "loss"))]
     assert [name for name in names if "sanitizer" in name] == names[2:6]
     for command, *_ in made.values():
         for word in command:
@@ -232,6 +232,7 @@ def test_only_our_kernels_are_checked_but_for_initcheck():
     for tool, command in commands.items():
         assert ("kns=maspo" in command) == (tool != "initcheck")
         assert ("--without-products" in command) == (tool == "initcheck")
+        assert ("--without-short-memory" in command) == (tool == "racecheck")
 
 
 def test_the_sanitizer_of_a_toolkit_beside_the_path_is_found(monkeypatch, tmp_path):

@@ -25,7 +25,8 @@ def test_a_csv_is_drawn_again(path, tmp_path, monkeypatch):
 
 def test_every_kind_of_benchmark_is_among_them():
     drawn_by = {redraw.plot_of(path.open().readline().strip().split(",")) for path in CSVS}
-    assert drawn_by == {redraw.linear_plots.plot, redraw.loss_plots.plot, redraw.verl_step_plots.plot}
+    kinds = (redraw.kernel_plots, redraw.linear_plots, redraw.loss_plots, redraw.verl_step_plots)
+    assert drawn_by == {kind.plot for kind in kinds}
 
 
 def test_a_range_of_steps_is_drawn_where_there_is_one(tmp_path):

@@ -51,9 +51,12 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureS
   return cudaSuccess;
 }
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
-// Few multiprocessors: a warp then has several pieces, of a batch that is small enough for a test.
+namespace cuda_on_host {
+// Few: a warp then has several pieces, of a batch that is small enough for a test.
+inline int multiprocessors = 2;
+}  // namespace cuda_on_host
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 2;
+  *value = cuda_on_host::multiprocessors;
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the emulation"; }
