@@ -272,7 +272,7 @@ BATCH_FAULTS = {
     "a scale that is given lost": ("steps.cuh", "scaled[i] = values[i] * scale;", "scaled[i] = values[i] + 0 * scale;", "plain", r"seed \d+: dlogp"),
     "gradients left that have to be scaled": ("backward.cuh", "if (scale == S(1) && ", "if (scale != S(0) && ", "plain", r"seed \d+: backward in the memory"),
     "no barrier before a block's split rows": ("forward.cuh", "  __syncthreads();  // shows the pieces", "  // shows the pieces", "thread", "data race"),
-    "a split row of a block lost": ("tiling.h", "? 0 : cut.warps - 1;", "? 0 : cut.warps - 2;", "plain", r"seed \d+: "),
+    "a split row of a block lost": ("tiling.h", "? 0 : cut.warps - 1, false", "? 0 : cut.warps - 2, false", "plain", r"seed \d+: "),
     "a row that is not split taken for one": ("tiling.h", "row < b.rows && row * cut.steps_of_row < end ?", "row < b.rows ?", "plain", r"seed \d+: "),
     "a whole row's tokens lost": ("forward.cuh", "if (lane == 0) p.row_scale[span.row] = row.tokens;", "", "plain", r"seed \d+: "),
     "last column lost": ("load.cuh", "bounded(span.last - col, 0, kLane)", "bounded(span.last - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
