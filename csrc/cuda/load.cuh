@@ -140,7 +140,7 @@ __device__ __forceinline__ bool any_token(const S (&mask)[kLane]) {
   return mask[0] != S(0) || mask[1] != S(0) || mask[2] != S(0) || mask[3] != S(0);
 }
 
-// As machine words: a store of a struct the compiler takes apart into its elements where the offset has 64 bits.
+// With __stwb: a plain store, of a struct or of words, the compiler takes apart into its elements where the offset has 64 bits.
 template <class T, int N>
 __device__ __forceinline__ void store_aligned(T* p, const T (&values)[N]) {
   using W = typename Word<kPackAccess<T, N>>::type;
@@ -148,7 +148,7 @@ __device__ __forceinline__ void store_aligned(T* p, const T (&values)[N]) {
   W words[kStores];
   memcpy(words, values, sizeof(words));
 #pragma unroll
-  for (int i = 0; i < kStores; ++i) reinterpret_cast<W*>(p)[i] = words[i];
+  for (int i = 0; i < kStores; ++i) __stwb(reinterpret_cast<W*>(p) + i, words[i]);
 }
 
 // `count` of the values exist.

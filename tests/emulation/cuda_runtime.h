@@ -32,6 +32,10 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+template <class T>
+void __stwb(T* address, T value) {
+  *address = value;
+}
 
 using cudaError_t = int;
 using cudaStream_t = void*;

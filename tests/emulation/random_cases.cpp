@@ -54,7 +54,7 @@ void one_case(uint64_t seed, int only_method) {
   const bool one_row = seed % 20 == 4;  // of whole steps: PlainSteps look ahead beyond the ends of its rows
   if (one_row) batch = {draw.integer(1, 40), kStepTokens * draw.integer(1, 36), nullptr, 0};
   // As on a GPU, more split rows than the last block has threads.
-  cuda_on_host::multiprocessors = seed % 40 == 24 ? 100 : 2;
+  cuda_on_host::multiprocessors = seed % 40 == 30 ? 100 : 2;
   if (cuda_on_host::multiprocessors > 2) batch = {540, 300, nullptr, 0};
   batch.tokens = batch.rows * batch.cols;
   std::vector<int64_t> cu_seqlens(batch.rows + 1, 0);
