@@ -6,7 +6,6 @@ from pathlib import Path
 
 from report import title
 
-GOAL = 0.9  # of the bandwidth of a copy, maspo forward and backward, 2^26 tokens
 LEAST_TOKENS = 2**26  # a small batch takes what its launches take
 PASSES = {"forward": "tab:green", "backward": "tab:olive"}
 
