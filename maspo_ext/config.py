@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 from maspo_ext.fronts import unknown_keywords
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 from maspo_ext.methods.names import remedy_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 from maspo_ext.torch_internals import (
     is_batched,
     is_batched_by_autograd,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maspo_ext.checks import closest, message
+from maspo_ext.errors import closest, message
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 
 # What others call it: by names that every mode has its own for (``MethodConfig.aliases``), or by ours.

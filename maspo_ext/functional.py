@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maspo_ext import checks
+from maspo_ext.checks.rollout_is import parse_threshold
+from maspo_ext.checks.tensors import FLOAT_DTYPES, check_tensor, check_tensors
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import needs_dispatcher
+from maspo_ext.errors import message
 from maspo_ext.methods import BapoConfig, MethodConfig
 from maspo_ext.ops import local_bapo_sums, loss_of, prepared
 from maspo_ext.stats import PolicyLossStats, kept_stat_names, stat_names
@@ -110,7 +112,7 @@ def policy_loss(
     """
     method = config_for(ratio_mode, config, hyper, "policy_loss")
     if old_log_prob is None:
-        checks.check_tensor("log_prob", log_prob, checks.FLOAT_DTYPES, None)
+        check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
         old_log_prob = log_prob.detach()
     tensors = (log_prob, old_log_prob, advantages, response_mask)
     bapo_sums = None
@@ -121,7 +123,7 @@ def policy_loss(
         )  # fmt: skip
     elif isinstance(method, BapoConfig):
         _require_one_rank(dp_size)
-    rollout_is_lower, rollout_is_upper = checks.parse_threshold(rollout_is_threshold, rollout_is_weights is not None)
+    rollout_is_lower, rollout_is_upper = parse_threshold(rollout_is_threshold, rollout_is_weights is not None)
     options = {
         "rollout_is_weights": rollout_is_weights,
         "rollout_is_lower": rollout_is_lower,
@@ -161,18 +163,18 @@ def _require_one_rank(dp_size: Any) -> None:
     """Without a reduction BAPO's ranks would find bounds of their own."""
     if isinstance(dp_size, Real) and dp_size > 1:  # what is no number is refused with the other scalars
         expected = f"a function that adds the search's sums over all {dp_size} data-parallel ranks, since dp_size > 1"
-        raise ValueError(checks.message("all_reduce_sums", expected, None, "Pass torch.distributed.all_reduce, or one of a group."))
+        raise ValueError(message("all_reduce_sums", expected, None, "Pass torch.distributed.all_reduce, or one of a group."))
 
 
 def _reduced_sums(method, tensors, all_reduce_sums, **shared) -> torch.Tensor:
     """BAPO's sums after the caller's reduction over ranks."""
     if not isinstance(method, BapoConfig):
         expected = f"None for {type(method).__name__}"
-        raise ValueError(checks.message("all_reduce_sums", expected, repr(all_reduce_sums), "Only bapo has sums: drop it."))
+        raise ValueError(message("all_reduce_sums", expected, repr(all_reduce_sums), "Only bapo has sums: drop it."))
     if not callable(all_reduce_sums):
         remedy = "torch.distributed.all_reduce is one."
-        raise TypeError(checks.message("all_reduce_sums", "a function of one tensor", repr(all_reduce_sums), remedy))
-    checks.check_tensors(
+        raise TypeError(message("all_reduce_sums", "a function of one tensor", repr(all_reduce_sums), remedy))
+    check_tensors(
         *tensors, entropy=shared["entropy"], cu_seqlens=shared["cu_seqlens"], max_seqlen=shared["max_seqlen"]
     )
     with torch.no_grad():
@@ -186,11 +188,11 @@ def _after(result: Any, sums: torch.Tensor) -> torch.Tensor:
         if (result.shape, result.dtype, result.device) == (sums.shape, sums.dtype, sums.device):
             return result
         of_result, of_sums = (f"{list(t.shape)}, {t.dtype}, {t.device}" for t in (result, sums))
-        raise ValueError(checks.message("all_reduce_sums", f"sums like those that it gets ({of_sums})", of_result, "Return their sum over the ranks, or None."))  # fmt: skip
+        raise ValueError(message("all_reduce_sums", f"sums like those that it gets ({of_sums})", of_result, "Return their sum over the ranks, or None."))  # fmt: skip
     if hasattr(result, "wait"):
         result.wait()
     elif result is not None:
         raise TypeError(
-            checks.message("all_reduce_sums", "a function that adds in place, or returns a tensor or a Work of torch.distributed", f"{result!r} from it", "Let it return None.")
+            message("all_reduce_sums", "a function that adds in place, or returns a tensor or a Work of torch.distributed", f"{result!r} from it", "Let it return None.")
         )  # fmt: skip
     return sums

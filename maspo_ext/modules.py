@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from maspo_ext import checks
+from maspo_ext.checks.rollout_is import parse_threshold
 from maspo_ext.config import config_for
 from maspo_ext.fronts import keywords_of, require_call_keywords
 from maspo_ext.functional import PolicyLossOutput, policy_loss
@@ -106,15 +106,10 @@ class PolicyLoss(torch.nn.Module):
         )
 
 
-def _check_settings(
-    ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, loss_scale_factor: float | None, **scalars: Any
-) -> None:
+def _check_settings(ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, **scalars: Any) -> None:
     """As the function would for a batch with every tensor."""
-    lower, upper = checks.parse_threshold(rollout_is_threshold, True)
-    scalar_keywords(
-        config, ratio_mode, True, True, True, scalars["loss_agg_mode"], 1, None, None, loss_scale_factor,
-        *(scalars[name] for name in ("dual_clip", "entropy_alpha", "entropy_kappa", "kl_type", "kl_coef")), lower, upper,
-    )  # fmt: skip
+    lower, upper = parse_threshold(rollout_is_threshold, True)
+    scalar_keywords(config, ratio_mode, True, True, True, rollout_is_lower=lower, rollout_is_upper=upper, **scalars)
 
 
 class LinearPolicyLoss(PolicyLoss):

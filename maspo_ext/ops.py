@@ -10,7 +10,7 @@ import functools
 import torch
 from torch.library import Library, register_fake
 
-from maspo_ext import checks
+from maspo_ext.checks.tensors import check_tensors
 from maspo_ext.config import config_class_of
 from maspo_ext.derivatives import (
     is_known_one,
@@ -20,6 +20,7 @@ from maspo_ext.derivatives import (
     refuse_transforms,
     without_second,
 )
+from maspo_ext.errors import message
 from maspo_ext.methods import BapoConfig, MaspoConfig
 from maspo_ext.scalars import scalar_keywords
 from maspo_ext.stats import NUM_STATS
@@ -66,28 +67,20 @@ def prepared(
     response_mask,
     *,
     rollout_is_weights=None,
-    loss_agg_mode=None,
-    dp_size=1,
-    batch_num_tokens=None,
-    global_batch_size=None,
-    loss_scale_factor=None,
-    bapo_sums=None,
-    dual_clip=False,
     entropy=None,
-    entropy_alpha=0.0,
-    entropy_kappa=2.0,
     ref_log_prob=None,
-    kl_type="k3",
-    kl_coef=0.0,
-    rollout_is_lower=None,
-    rollout_is_upper=None,
     cu_seqlens=None,
     max_seqlen=None,
+    bapo_sums=None,
     of="log_prob",
     search=True,
+    **scalars,
 ):
-    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo``, if asked, after its search."""
-    checks.check_tensors(
+    """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo``, if asked, after its search.
+
+    ``scalars``: those of ``scalar_keywords``, which has their defaults.
+    """
+    check_tensors(
         log_prob,
         old_log_prob,
         advantages,
@@ -99,34 +92,17 @@ def prepared(
         max_seqlen,
         of,
     )
-    scalars = scalar_keywords(
-        config,
-        ratio_mode,
-        rollout_is_weights is not None,
-        entropy is not None,
-        ref_log_prob is not None,
-        loss_agg_mode,
-        dp_size,
-        batch_num_tokens,
-        global_batch_size,
-        loss_scale_factor,
-        dual_clip,
-        entropy_alpha,
-        entropy_kappa,
-        kl_type,
-        kl_coef,
-        rollout_is_lower,
-        rollout_is_upper,
-    )
+    given = (rollout_is_weights is not None, entropy is not None, ref_log_prob is not None)
+    checked = scalar_keywords(config, ratio_mode, *given, **scalars)
     tensors = (old_log_prob, advantages, response_mask)
     shared = {}
     if entropy is not None:
-        shared |= {"entropy": entropy} | {name: scalars[name] for name in ("entropy_alpha", "entropy_kappa")}
+        shared |= {"entropy": entropy} | {name: checked[name] for name in ("entropy_alpha", "entropy_kappa")}
     if cu_seqlens is not None:
         shared |= _packed(cu_seqlens, max_seqlen)
-    keywords = {**scalars, **shared}
+    keywords = {**checked, **shared}
     for name, value in (
-        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size) if search else None),
+        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, checked["dp_size"]) if search else None),
         ("rollout_is_weights", rollout_is_weights),
         ("ref_log_prob", ref_log_prob),
     ):
@@ -175,12 +151,12 @@ def _config(ratio_mode, named, hyper):
     if config_class is MaspoConfig:
         if hyper:
             remedy = "Its hyper-parameters are the named arguments."
-            raise ValueError(checks.message("hyper", "nothing for ratio_mode='maspo'", list(hyper), remedy))
+            raise ValueError(message("hyper", "nothing for ratio_mode='maspo'", list(hyper), remedy))
         hyper = named.values()
     elif changed := [name for name, value in named.items() if value != _NAMED_DEFAULTS[name]]:
         expected = f"the default for ratio_mode={ratio_mode!r}"
         remedy = f"These arguments are MASPO's: pass hyper=maspo_ext.{config_class.__name__}(...).hyper(), or call maspo_ext.policy_loss."
-        raise ValueError(checks.message(", ".join(changed), expected, repr(named[changed[0]]), remedy))
+        raise ValueError(message(", ".join(changed), expected, repr(named[changed[0]]), remedy))
     return _checked(config_class, *hyper)
 
 
@@ -207,13 +183,13 @@ def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
     """What BAPO's search finds, on the device; None for every other method."""
     if not isinstance(config, BapoConfig):
         if bapo_sums is not None:
-            raise ValueError(checks.message("bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop it."))
+            raise ValueError(message("bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop it."))
         return None
     if bapo_sums is None:
         if dp_size > 1:
             expected = f"the sums over all {dp_size} data-parallel ranks, since dp_size > 1"
             remedy = "Add torch.ops.maspo.bapo_sums(...) over the ranks (all_reduce) and pass the result: the op runs no collective of its own."
-            raise ValueError(checks.message("bapo_sums", expected, None, remedy))
+            raise ValueError(message("bapo_sums", expected, None, remedy))
         bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared)
     return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates, **config.search())
 
@@ -237,7 +213,7 @@ def _(
     need_grad=True,
     **_keywords,
 ):
-    checks.check_tensors(
+    check_tensors(
         log_prob,
         old_log_prob,
         advantages,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.base import Token
 from maspo_ext.methods.entropy_adv import shaped_advantages

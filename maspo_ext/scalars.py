@@ -6,7 +6,11 @@ import functools
 import math
 from typing import Any
 
-from maspo_ext import checks
+from maspo_ext.checks.aggregation import aggregation_keywords
+from maspo_ext.checks.kl import check_kl, kernel_kl_type
+from maspo_ext.checks.numbers import check_bool
+from maspo_ext.checks.rollout_is import check_rollout_bounds
+from maspo_ext.errors import message
 from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.entropy_adv import check_entropy_adv
 
@@ -14,14 +18,14 @@ _ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
 _PASS_ENTROPY = "Pass the entropy of each token, [B, T]."
 
 
-def scalar_keywords(*call: Any) -> dict[str, Any]:
+def scalar_keywords(*call: Any, **scalars: Any) -> dict[str, Any]:
     """:func:`_keywords`, kept, since a step's call repeats the one before and the checks take longer than a small loss."""
     try:
-        return _kept(*call)
+        return _kept(*call, **scalars)
     except TypeError:
         # Nothing to look it up by, as a SymInt of torch.compile, or what the checks refuse: they say so themselves.
         pass
-    return _keywords(*call)
+    return _keywords(*call, **scalars)
 
 
 def _keywords(
@@ -30,18 +34,19 @@ def _keywords(
     has_weights: bool,
     has_entropy: bool,
     has_ref: bool,
-    loss_agg_mode: str | None,
-    dp_size: int,
-    batch_num_tokens: int | None,
-    global_batch_size: int | None,
-    loss_scale_factor: float | None,
-    dual_clip: bool,
-    entropy_alpha: float,
-    entropy_kappa: float,
-    kl_type: str,
-    kl_coef: float,
-    rollout_is_lower: float | None,
-    rollout_is_upper: float | None,
+    *,
+    loss_agg_mode: str | None = None,
+    dp_size: int = 1,
+    batch_num_tokens: int | None = None,
+    global_batch_size: int | None = None,
+    loss_scale_factor: float | None = None,
+    dual_clip: bool = False,
+    entropy_alpha: float = _ENTROPY_DEFAULTS[0],
+    entropy_kappa: float = _ENTROPY_DEFAULTS[1],
+    kl_type: str = "k3",
+    kl_coef: float = 0.0,
+    rollout_is_lower: float | None = None,
+    rollout_is_upper: float | None = None,
 ) -> dict[str, Any]:
     """The keywords, which nobody may change.
 
@@ -56,11 +61,10 @@ def _keywords(
     """
     if loss_agg_mode is None:
         loss_agg_mode = config.default_loss_agg_mode
-    aggregation = checks.aggregation_keywords(
-        loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor
-    )
-    checks.check_bool("dual_clip", dual_clip, "It bounds the ratio of tokens with a negative advantage.")
-    checks.check_options(has_ref, kl_type, kl_coef, rollout_is_lower, rollout_is_upper, has_weights)
+    aggregation = aggregation_keywords(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    check_bool("dual_clip", dual_clip, "It bounds the ratio of tokens with a negative advantage.")
+    check_kl(kl_type, kl_coef, has_ref)
+    check_rollout_bounds(rollout_is_lower, rollout_is_upper, has_weights)
     entropy_alpha, entropy_kappa = _entropy_adv(config, ratio_mode, has_entropy, entropy_alpha, entropy_kappa)
     keywords = {
         "method": config.method,
@@ -72,10 +76,7 @@ def _keywords(
     if has_entropy:
         keywords |= {"entropy_alpha": entropy_alpha, "entropy_kappa": entropy_kappa}
     if has_ref:
-        keywords |= {
-            "kl_type": checks.KL_TYPES[kl_type.removesuffix("+")] + "+" * kl_type.endswith("+"),
-            "kl_coef": kl_coef,
-        }
+        keywords |= {"kl_type": kernel_kl_type(kl_type), "kl_coef": kl_coef}
     for name, bound in (("rollout_is_lower", rollout_is_lower), ("rollout_is_upper", rollout_is_upper)):
         if bound is not None:
             keywords[name] = bound
@@ -93,15 +94,15 @@ def _entropy_adv(
     of_method = config.entropy_adv()
     if of_method is not None:
         if not has_entropy:
-            raise ValueError(checks.message("entropy", f"a tensor for ratio_mode={ratio_mode!r}", None, _PASS_ENTROPY))
+            raise ValueError(message("entropy", f"a tensor for ratio_mode={ratio_mode!r}", None, _PASS_ENTROPY))
         if (entropy_alpha, entropy_kappa) != _ENTROPY_DEFAULTS:
             expected, got = f"the defaults for ratio_mode={ratio_mode!r}", f"{entropy_alpha!r}, {entropy_kappa!r}"
             remedy = "Its own alpha and kappa are hyper-parameters of the mode."
-            raise ValueError(checks.message("entropy_alpha, entropy_kappa", expected, got, remedy))
+            raise ValueError(message("entropy_alpha, entropy_kappa", expected, got, remedy))
         return of_method
     if (entropy_alpha, entropy_kappa) == _ENTROPY_DEFAULTS:
         return _ENTROPY_DEFAULTS
     check_entropy_adv(entropy_alpha, entropy_kappa, "entropy_")
     if entropy_alpha != 0 and not has_entropy:
-        raise ValueError(checks.message("entropy", f"a tensor, since entropy_alpha = {entropy_alpha!r}", None, _PASS_ENTROPY))
+        raise ValueError(message("entropy", f"a tensor, since entropy_alpha = {entropy_alpha!r}", None, _PASS_ENTROPY))
     return entropy_alpha, entropy_kappa

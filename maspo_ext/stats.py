@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from maspo_ext.checks import did_you_mean, message
 from maspo_ext.config import config_class_of
+from maspo_ext.errors import did_you_mean, message
 
 _OF_CLIP = ("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower")
 METHOD_SLOTS = 5

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 
 missing: list[str] = []
 

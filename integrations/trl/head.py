@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 
 USE_POLICY_LOSS_TRAINER = "Train with PolicyLossTrainer, which takes TRL's log-probabilities."
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 import maspo_ext
-from maspo_ext.checks import message
+from maspo_ext.errors import message
 
 from .head import USE_POLICY_LOSS_TRAINER, before_head, require_plain_head
 

@@ -9,7 +9,7 @@ from typing import Any
 import verl.workers.config
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-from maspo_ext.checks import did_you_mean
+from maspo_ext.errors import did_you_mean
 from maspo_ext.methods.names import mode_meant_by
 
 from . import actor_config, distillation, registration

@@ -14,7 +14,8 @@ from typing import Any, get_args, get_type_hints
 
 from verl.base_config import BaseConfig
 
-from maspo_ext.checks import LOSS_AGG_MODES, did_you_mean
+from maspo_ext.checks.aggregation import LOSS_AGG_MODES
+from maspo_ext.errors import did_you_mean
 from maspo_ext.methods import RATIO_MODES, MethodConfig
 from maspo_ext.methods.names import remedy_for
 

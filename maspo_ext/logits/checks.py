@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from maspo_ext.checks import FLOAT_DTYPES, check_device, check_non_negative, check_positive, check_tensor, message, whole_number
+from maspo_ext.checks.numbers import check_non_negative, check_positive, whole_number
+from maspo_ext.checks.tensors import FLOAT_DTYPES, check_device, check_tensor
+from maspo_ext.errors import message
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from maspo_ext.logits.groups import LogprobOptions, OfRows, RowGrads

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from maspo_ext.checks import check_tensors, message, parse_threshold
+from maspo_ext.checks.rollout_is import parse_threshold
+from maspo_ext.checks.tensors import check_tensors
 from maspo_ext.config import config_for
 from maspo_ext.derivatives import (
     is_known_one,
@@ -19,6 +20,7 @@ from maspo_ext.derivatives import (
     refuse_transforms,
     without_second,
 )
+from maspo_ext.errors import message
 from maspo_ext.fronts import keywords_of
 from maspo_ext.functional import policy_loss
 from maspo_ext.logits import checks

@@ -10,7 +10,7 @@ from torch.autograd.graph import increment_version
 from torch.library import Library, register_fake
 from torch.utils.weak import TensorWeakRef
 
-from maspo_ext.checks import check_bool
+from maspo_ext.checks.numbers import check_bool
 from maspo_ext.derivatives import needs_dispatcher, refuse_forward_mode, refuse_transforms, without_second
 from maspo_ext.logits import checks
 

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maspo_ext.checks import message, whole_number
+from maspo_ext.checks.numbers import whole_number
 from maspo_ext.derivatives import refuse_transforms
+from maspo_ext.errors import message
 from maspo_ext.logits import checks
 from maspo_ext.logits.linear_logprob import head_backward, needed
 from maspo_ext.logits.logprob import IGNORE_INDEX, LogprobOutput, as_target, rows_backward

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_at_least, check_at_most, check_bool, check_non_negative, check_positive
+from maspo_ext.errors import did_you_mean, message
 from maspo_ext.methods.base import MethodConfig, Token, TokenLoss, check_clip_ratios, clip_loss
 
 MAX_CANDIDATES = 128  # of both bounds together; kMaxBapoCandidates in csrc/core/bapo.h
@@ -68,32 +69,32 @@ class BapoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
-        checks.check_non_negative("adv_ratio_target", self.adv_ratio_target, "The authors' config has 1.0.")
+        check_non_negative("adv_ratio_target", self.adv_ratio_target, "The authors' config has 1.0.")
         check_clip_ratios(self.clip_ratio_low, self.clip_ratio_high, self.clip_ratio_c)
         for bound in ("lower", "upper"):
             start, maximum, step = (getattr(self, f"ratio_{bound}_{what}") for what in ("start", "max", "step"))
             if start is not None:
-                checks.check_positive(f"ratio_{bound}_start", start, "It is a bound of the ratio, such as 0.8 or 1.2.")
+                check_positive(f"ratio_{bound}_start", start, "It is a bound of the ratio, such as 0.8 or 1.2.")
             if maximum is not None:
                 least = f"ratio_{bound}_start"
-                checks.check_at_least(
+                check_at_least(
                     f"ratio_{bound}_max", maximum, least, self._start(bound), "None searches nothing."
                 )
-            checks.check_non_negative(f"ratio_{bound}_step", step, "0 searches nothing.")
+            check_non_negative(f"ratio_{bound}_step", step, "0 searches nothing.")
         lower, upper = self.candidates.values()
-        checks.check_at_most(
+        check_at_most(
             "ratio_lower_max", lower[-1], "", 1.0, "A lower bound above 1 would clip the ratio 1."
         )
-        checks.check_at_least(
+        check_at_least(
             "ratio_upper_start", upper[0], "", 1.0, "An upper bound below 1 would clip the ratio 1."
         )
-        checks.check_bool("upper_first", self.upper_first, "False is the order of the authors' code.")
-        checks.check_non_negative("eps", self.eps, "The authors' config has 1e-8.")
+        check_bool("upper_first", self.upper_first, "False is the order of the authors' code.")
+        check_non_negative("eps", self.eps, "The authors' config has 1e-8.")
         if len(lower) + len(upper) > MAX_CANDIDATES:
             expected = f"steps that make at most {MAX_CANDIDATES} bounds to try, lower and upper together"
             got = " and ".join(f"about {self._count(bound):.3g} {bound} ones" for bound in ("lower", "upper"))
             raise ValueError(
-                checks.message("ratio_lower_step, ratio_upper_step", expected, got, "Take larger steps, or a narrower range.")
+                message("ratio_lower_step, ratio_upper_step", expected, got, "Take larger steps, or a narrower range.")
             )
 
     def _start(self, bound: str) -> float:
@@ -130,8 +131,8 @@ class BapoConfig(MethodConfig):
             ValueError: another name.
         """
         if name not in _PUBLISHED:
-            expected, remedy = f"one of {', '.join(_PUBLISHED)}", checks.did_you_mean(name, _PUBLISHED, "Choose one of these.")
-            raise ValueError(checks.message("BapoConfig.published", expected, repr(name), remedy))
+            expected, remedy = f"one of {', '.join(_PUBLISHED)}", did_you_mean(name, _PUBLISHED, "Choose one of these.")
+            raise ValueError(message("BapoConfig.published", expected, repr(name), remedy))
         return cls(**(_PUBLISHED[name] | changes))
 
     def hyper(self) -> list[float]:

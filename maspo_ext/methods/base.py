@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_above, check_non_negative
+from maspo_ext.errors import message
 
 
 class Token(NamedTuple):
@@ -94,7 +95,7 @@ class MethodConfig:
         names = list(cls.__dataclass_fields__)
         if hyper and len(hyper) != len(names):
             expected = f"{len(names)} values ({', '.join(names)})"
-            raise ValueError(checks.message("hyper", expected, len(hyper), f"Use {cls.__name__}(...).hyper()."))
+            raise ValueError(message("hyper", expected, len(hyper), f"Use {cls.__name__}(...).hyper()."))
         given = dict(zip(names, hyper))
         flags = [name for name in given if isinstance(cls.__dataclass_fields__[name].default, bool)]
         return cls(**given | {name: bool(given[name]) for name in flags})
@@ -114,13 +115,13 @@ class MethodConfig:
 
 def check_clip_ratio_c(clip_ratio_c: Any) -> None:
     remedy = "It is the dual clip's bound; verl's default is 3.0, and inf switches it off."
-    checks.check_above("clip_ratio_c", clip_ratio_c, 1, remedy, infinite=True)
+    check_above("clip_ratio_c", clip_ratio_c, 1, remedy, infinite=True)
 
 
 def check_clip_ratios(clip_ratio_low: Any, clip_ratio_high: Any, clip_ratio_c: Any) -> None:
     """Ranges of PPO's clip."""
-    checks.check_non_negative("clip_ratio_low", clip_ratio_low, "verl's default is 0.2.")
-    checks.check_non_negative("clip_ratio_high", clip_ratio_high, "verl's default is 0.2.")
+    check_non_negative("clip_ratio_low", clip_ratio_low, "verl's default is 0.2.")
+    check_non_negative("clip_ratio_high", clip_ratio_high, "verl's default is 0.2.")
     check_clip_ratio_c(clip_ratio_c)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_non_negative
 from maspo_ext.methods.base import MethodConfig, Token, TokenLoss, check_clip_ratio_c, clip_loss
 
 MAX_NEG_LOG_PROB = 80.0
@@ -37,8 +37,8 @@ class DacConfig(MethodConfig):
     clip_ratio_c: float = 10.0
 
     def __post_init__(self) -> None:
-        checks.check_non_negative("eps_low", self.eps_low, "The authors' script has 0.2, their paper 0.16.")
-        checks.check_non_negative("eps_high", self.eps_high, "The authors' script has 0.28, their paper 0.2.")
+        check_non_negative("eps_low", self.eps_low, "The authors' script has 0.2, their paper 0.16.")
+        check_non_negative("eps_high", self.eps_high, "The authors' script has 0.28, their paper 0.2.")
         check_clip_ratio_c(self.clip_ratio_c)
 
     def kernel_hyper(self) -> list[float]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_at_least, check_non_negative
 from maspo_ext.methods.ppo import ClipHigherConfig
 
 
 def check_entropy_adv(alpha: float, kappa: float, prefix: str = "") -> None:
     """Ranges of the transform's hyper-parameters."""
-    checks.check_non_negative(f"{prefix}alpha", alpha, "It weighs the entropy; published: 0.4 with GRPO, 0.1 with PPO.")
-    checks.check_at_least(
+    check_non_negative(f"{prefix}alpha", alpha, "It weighs the entropy; published: 0.4 with GRPO, 0.1 with PPO.")
+    check_at_least(
         f"{prefix}kappa",
         kappa,
         "",

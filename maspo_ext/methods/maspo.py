@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_at_least, check_bool, check_non_negative, check_positive
 from maspo_ext.methods.base import MethodConfig, Token, TokenLoss, beyond_clip, check_clip_ratios
 
 
@@ -51,13 +51,13 @@ class MaspoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
-        checks.check_positive(
+        check_positive(
             "sigma_base", self.sigma_base, "It is the gate's narrowest standard deviation; the published value is 1.0."
         )
-        checks.check_non_negative(
+        check_non_negative(
             "alpha", self.alpha, "It is the exponent of the token's probability; published: 0.3 (>= 7B), 0.5 (1.5B)."
         )
-        checks.check_at_least(
+        check_at_least(
             "sigma_high",
             self.sigma_high,
             "sigma_base",
@@ -65,10 +65,10 @@ class MaspoConfig(MethodConfig):
             "It bounds the width from above; published: 10.0.",
             infinite=True,
         )
-        checks.check_positive(
+        check_positive(
             "adv_low", self.adv_low, "It bounds the advantage's factor of the width from below; published: 0.1."
         )
-        checks.check_at_least(
+        check_at_least(
             "adv_high",
             self.adv_high,
             "adv_low",
@@ -76,13 +76,13 @@ class MaspoConfig(MethodConfig):
             "It bounds the advantage's factor from above; published: 10.0.",
             infinite=True,
         )
-        checks.check_non_negative(
+        check_non_negative(
             "beta_pos", self.beta_pos, "It widens the gate with positive advantages; published: 0.03."
         )
-        checks.check_non_negative(
+        check_non_negative(
             "beta_neg", self.beta_neg, "It narrows the gate with negative advantages; published: 0.03."
         )
-        checks.check_bool("gate_gradient", self.gate_gradient, "False is the published form.")
+        check_bool("gate_gradient", self.gate_gradient, "False is the published form.")
         check_clip_ratios(self.clip_ratio_low, self.clip_ratio_high, self.clip_ratio_c)
 
     def op_keywords(self, ratio_mode: str = "maspo") -> dict[str, Any]:

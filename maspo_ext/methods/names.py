@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from maspo_ext.checks import closest
+from maspo_ext.errors import closest
 
 # Papers whose clip is a mode here, under a name of its own.
 CLIP_OF = {"dapo": "clip_higher", "dcpo": "dac"}

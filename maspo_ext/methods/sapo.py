@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maspo_ext import checks
+from maspo_ext.checks.numbers import check_positive
 from maspo_ext.methods.base import MethodConfig, Token, TokenLoss, by_sign, check_clip_ratio_c
 
 
@@ -35,8 +35,8 @@ class SapoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
-        checks.check_positive("tau_pos", self.tau_pos, "It is the gate's steepness for A > 0; published: 1.0.")
-        checks.check_positive("tau_neg", self.tau_neg, "It is the gate's steepness for A <= 0; published: 1.05.")
+        check_positive("tau_pos", self.tau_pos, "It is the gate's steepness for A > 0; published: 1.0.")
+        check_positive("tau_neg", self.tau_neg, "It is the gate's steepness for A <= 0; published: 1.05.")
         check_clip_ratio_c(self.clip_ratio_c)
 
     def kernel_hyper(self) -> list[float]:

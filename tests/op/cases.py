@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import maspo_ext
+from maspo_ext.checks.aggregation import LOSS_AGG_MODES
 
 op = torch.ops.maspo.loss
 reference = maspo_ext.reference.loss
 
-AGG_MODES = maspo_ext.checks.LOSS_AGG_MODES
+AGG_MODES = LOSS_AGG_MODES
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 MASK_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64) + FLOAT_DTYPES

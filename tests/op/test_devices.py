@@ -5,7 +5,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import maspo_ext
-from maspo_ext import checks
+from maspo_ext.checks import tensors
 
 
 def calls(device):
@@ -23,7 +23,7 @@ def calls(device):
 
 @pytest.mark.parametrize("front", calls("meta"))
 def test_cuda_tensors_and_a_build_without_cuda(front, monkeypatch):
-    monkeypatch.setattr(checks, "_DEVICES", ("cpu", "meta"))
+    monkeypatch.setattr(tensors, "_DEVICES", ("cpu", "meta"))
     name = front.split()[0]
     with FakeTensorMode():
         expected = f"^maspo_ext: {name}: expected a CPU tensor, since maspo_ext was built without CUDA kernels, got cuda:0"
@@ -39,4 +39,4 @@ def test_another_device(front):
 
 
 def test_a_build_for_gpus_takes_their_tensors():
-    assert ("cuda" in checks._DEVICES) == maspo_ext._build_info.BUILD["cuda"]
+    assert ("cuda" in tensors._DEVICES) == maspo_ext._build_info.BUILD["cuda"]

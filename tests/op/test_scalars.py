@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import maspo_ext
+from maspo_ext import ops
+from maspo_ext.scalars import scalar_keywords
 
 B, T = 2, 3
 
@@ -52,15 +54,20 @@ def test_a_call_is_not_changed_by_the_one_before():
     assert call(batch_num_tokens=3).loss == first
 
 
-def test_kept_keywords_stay_as_they_are():
-    from maspo_ext.scalars import scalar_keywords
+def test_kept_keywords_stay_as_they_are(monkeypatch):
+    seen = []
 
-    arguments = (maspo_ext.MaspoConfig(), "maspo", False, True, True, "token-mean", 1, 7, None, None, False, 0.25, 2.0, "kl+", 0.5, None, None)  # fmt: skip
-    kept = scalar_keywords(*arguments)
-    before = dict(kept)
+    def spied(*call, **scalars):
+        keywords = scalar_keywords(*call, **scalars)
+        seen.append((keywords, dict(keywords)))
+        return keywords
+
+    monkeypatch.setattr(ops, "scalar_keywords", spied)
     log_prob = torch.full((B, T), -1.0, requires_grad=True)
-    maspo_ext.policy_loss(
-        log_prob, log_prob.detach(), torch.ones(B), torch.ones(B, T), entropy=torch.ones(B, T), entropy_alpha=0.25,
-        ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=7,
-    ).loss.backward()  # fmt: skip
-    assert scalar_keywords(*arguments) is kept and kept == before
+    for _ in range(2):
+        maspo_ext.policy_loss(
+            log_prob, log_prob.detach(), torch.ones(B), torch.ones(B, T), entropy=torch.ones(B, T), entropy_alpha=0.25,
+            ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=7,
+        ).loss.backward()  # fmt: skip
+    (first, before), (second, _) = seen
+    assert first is second and first == before

@@ -1,0 +1,69 @@
+"""The aggregation mode and the counts that it divides by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maspo_ext.checks.numbers import check_positive, whole_number
+from maspo_ext.errors import did_you_mean, message
+
+# The count that a mode divides by, besides those of this call's mask.
+_COUNT_OF_MODE = {
+    "token-mean": "batch_num_tokens",
+    "token-sum": None,
+    "seq-mean-token-sum": "global_batch_size",
+    "seq-mean-token-mean": "global_batch_size",
+    "seq-mean-token-sum-norm": "global_batch_size",
+}
+LOSS_AGG_MODES = tuple(_COUNT_OF_MODE)
+
+
+def aggregation_keywords(
+    loss_agg_mode: str,
+    dp_size: int,
+    batch_num_tokens: int | None,
+    global_batch_size: int | None,
+    loss_scale_factor: float | None,
+) -> dict[str, Any]:
+    """The aggregation mode and the counts that it divides by, without those that are None.
+
+    Raises:
+        TypeError, ValueError: the mode's name, or a count, is wrong; or the count is missing that ranks or other counts call for.
+    """
+    _check_mode(loss_agg_mode)
+    of_ranks = "It is the number of data-parallel ranks whose gradients are averaged."
+    keywords = {"loss_agg_mode": loss_agg_mode, "dp_size": whole_number("dp_size", dp_size, 1, of_ranks)}
+    counts = {"batch_num_tokens": batch_num_tokens, "global_batch_size": global_batch_size}
+    for name, count in counts.items():
+        if count is not None:
+            of_count = "It is a count over all data-parallel ranks and micro-batches; None counts locally."
+            keywords[name] = whole_number(name, count, 0, of_count)
+    if loss_scale_factor is not None:
+        remedy = "It divides the sequence sums; None takes the padded width T."
+        check_positive("loss_scale_factor", loss_scale_factor, remedy)
+        keywords["loss_scale_factor"] = loss_scale_factor
+    _check_count_of_mode(loss_agg_mode, dp_size, counts)
+    return keywords
+
+
+def _check_mode(loss_agg_mode: str) -> None:
+    if loss_agg_mode not in LOSS_AGG_MODES:
+        remedy = did_you_mean(loss_agg_mode, LOSS_AGG_MODES, "Choose one of verl's five modes.")
+        raise ValueError(message("loss_agg_mode", f"one of {', '.join(LOSS_AGG_MODES)}", repr(loss_agg_mode), remedy))
+
+
+def _check_count_of_mode(loss_agg_mode: str, dp_size: int, counts: dict[str, int | None]) -> None:
+    """That the count by which the mode divides is given, if there are other ranks or another count is."""
+    needed = _COUNT_OF_MODE[loss_agg_mode]
+    if needed is None or counts[needed] is not None:
+        return
+    if dp_size > 1:
+        expected = f"the count over all {dp_size} data-parallel ranks, since dp_size > 1 and loss_agg_mode is {loss_agg_mode!r}"
+        remedy = "Sum the local counts over the ranks (all_reduce) and pass the result: the op runs no collective of its own."
+        raise ValueError(message(needed, expected, None, remedy))
+    for name, count in counts.items():
+        if count is not None:
+            expected = (
+                f"the count of the global batch, since {name} is given and loss_agg_mode={loss_agg_mode!r} does not divide by that"
+            )
+            raise ValueError(message(needed, expected, None, f"Pass {needed}, or neither for a batch that is not split."))
