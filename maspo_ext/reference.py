@@ -6,14 +6,14 @@ Slower and larger in memory than ``torch.ops.maspo.loss``; nothing falls back to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maspo_ext.errors import message
 from maspo_ext.methods import MethodConfig
-from maspo_ext.methods.base import Token
+from maspo_ext.methods.base import Token, TokenLoss
 from maspo_ext.methods.entropy_adv import shaped_advantages
 from maspo_ext.ops import prepared, take_config
 from maspo_ext.stats import METHOD_SLOTS
@@ -70,6 +70,16 @@ def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, kl_type: str) -> Tensor:
     bound, highest = (torch.inf, torch.inf) if kl_type == "k3_unbounded" else (MAX_LOG_RATIO, MAX_K3)
     x = clamped(-difference, -bound, bound)
     return clamped(x.exp() - x - 1, -highest, highest)
+
+
+def bounded_weights(weights: Tensor, lower: float | None, upper: float | None) -> tuple[Tensor, Tensor]:
+    """The rollout's weights within their bounds, and which were not: one bound truncates (TIS), two set to 0 (IcePop)."""
+    if upper is None:
+        return weights, torch.zeros_like(weights, dtype=torch.bool)
+    outside = weights > upper
+    if lower is not None:
+        outside = outside | (weights < lower)
+    return torch.where(outside, upper if lower is None else 0.0, weights), outside
 
 
 def clamped(value: Tensor, low: float, high: float) -> Tensor:
@@ -151,12 +161,7 @@ def unchecked_loss(
         bounded, stopped = torch.where(beyond_c, config.clip_ratio_c, ratio), stopped | beyond_c
     token = config.token_loss(Token(bounded, old, adv, mask, ratio.detach(), torch.where(stopped, new.detach(), new)))
 
-    outside = torch.zeros_like(valid)
-    if rollout_is_upper is not None:
-        outside = is_weights > rollout_is_upper
-        if rollout_is_lower is not None:
-            outside = outside | (is_weights < rollout_is_lower)
-        is_weights = torch.where(outside, rollout_is_upper if rollout_is_lower is None else 0.0, is_weights)
+    is_weights, outside = bounded_weights(is_weights, rollout_is_lower, rollout_is_upper)
     token_loss = token.loss * is_weights
     ref_kl = torch.zeros_like(mask)
     if ref_log_prob is not None:
@@ -168,33 +173,56 @@ def unchecked_loss(
         loss_scale_factor,
     )  # fmt: skip
 
-    with torch.no_grad():
-        tokens = mask.sum(dtype=torch.float64)
+    seen = _Seen(mask, inputs, difference, log_ratio, ratio, beyond_c, bonus, ref_kl, outside)
+    return total, _statistics(config, dual_clip, token, seen)
 
-        def mean(value: Tensor, where: Tensor | None = None) -> Tensor:
-            if value.dim() == 0:
-                return value
-            weight = mask if where is None else mask * where
-            weighted = (value * weight).sum(dtype=torch.float64) / weight.sum(dtype=torch.float64)
-            otherwise = 0.0 if where is None else 1.0
-            return torch.where(tokens == 0, 0.0, torch.where((weight != 0).any(), weighted, otherwise))
 
-        nothing = tokens.new_zeros(())
-        seen = ratio[valid & ~ratio.isnan()].double()
-        of_method = [mean(*stat) for stat in token.stats]
-        stats = [
-            nothing if token.clipped is None else mean(token.clipped),
-            mean(-(log_ratio if config.clamp_low else difference)),
-            mean(beyond_c) if dual_clip or config.reports_dual_clip else nothing,
-            *of_method,
-            *[nothing] * (METHOD_SLOTS - len(of_method)),
-            seen.min() if seen.numel() else nothing,
-            mean(ratio),
-            seen.max() if seen.numel() else nothing,
-            mean(~((difference <= MAX_LOG_RATIO) & ((difference >= -MAX_LOG_RATIO) | (not config.clamp_low)))),
-            (~torch.stack([value.isfinite() for value in inputs]).all(0) & valid).sum(dtype=torch.float64),
-            mean(bonus),
-            mean(ref_kl),
-            mean(outside),
-        ]
-        return total, torch.stack([stat.double() for stat in stats])
+class _Seen(NamedTuple):
+    """What the statistics are of, each ``[B, T]``."""
+
+    mask: Tensor
+    inputs: list[Tensor]
+    difference: Tensor
+    log_ratio: Tensor
+    ratio: Tensor
+    beyond_c: Tensor
+    bonus: Tensor
+    ref_kl: Tensor
+    outside: Tensor
+
+
+@torch.no_grad()
+def _statistics(config: MethodConfig, dual_clip: bool, token: TokenLoss, seen: _Seen) -> Tensor:
+    """``[NUM_STATS]``, float64, in the order of ``csrc/core/stats.h``."""
+    mask, difference, ratio = seen.mask, seen.difference, seen.ratio
+    valid = mask != 0
+    tokens = mask.sum(dtype=torch.float64)
+
+    def mean(value: Tensor, where: Tensor | None = None) -> Tensor:
+        if value.dim() == 0:
+            return value
+        weight = mask if where is None else mask * where
+        weighted = (value * weight).sum(dtype=torch.float64) / weight.sum(dtype=torch.float64)
+        otherwise = 0.0 if where is None else 1.0
+        return torch.where(tokens == 0, 0.0, torch.where((weight != 0).any(), weighted, otherwise))
+
+    nothing = tokens.new_zeros(())
+    numbers = ratio[valid & ~ratio.isnan()].double()
+    finite = torch.stack([value.isfinite() for value in seen.inputs]).all(0)
+    of_method = [mean(*stat) for stat in token.stats]
+    stats = [
+        nothing if token.clipped is None else mean(token.clipped),
+        mean(-(seen.log_ratio if config.clamp_low else difference)),
+        mean(seen.beyond_c) if dual_clip or config.reports_dual_clip else nothing,
+        *of_method,
+        *[nothing] * (METHOD_SLOTS - len(of_method)),
+        numbers.min() if numbers.numel() else nothing,
+        mean(ratio),
+        numbers.max() if numbers.numel() else nothing,
+        mean(~((difference <= MAX_LOG_RATIO) & ((difference >= -MAX_LOG_RATIO) | (not config.clamp_low)))),
+        (~finite & valid).sum(dtype=torch.float64),
+        mean(seen.bonus),
+        mean(seen.ref_kl),
+        mean(seen.outside),
+    ]
+    return torch.stack([stat.double() for stat in stats])
