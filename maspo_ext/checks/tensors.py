@@ -69,10 +69,8 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
     if cu_seqlens.shape[0] == 1 and log_prob.numel() > 0:
         raise ValueError(message("cu_seqlens", f"shape [B + 1], B > 0 for {log_prob.numel()} tokens", [1], running_sum))
     if max_seqlen is None:
-        raise ValueError(
-            message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None,
-                     "The op cannot read it from cu_seqlens without waiting for the device.")
-        )  # fmt: skip
+        remedy = "The op cannot read it from cu_seqlens without waiting for the device."
+        raise ValueError(message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None, remedy))
     if type(max_seqlen) is int and 0 <= max_seqlen <= LARGEST_COUNT:
         return  # at once: every packed call comes by here
     remedy = "It is the length of the longest sequence."
@@ -103,32 +101,10 @@ def check_tensors(
     if cu_seqlens is not None:
         check_cu_seqlens(log_prob, cu_seqlens, max_seqlen)
     elif max_seqlen is not None:
-        raise ValueError(
-            message(
-                "max_seqlen",
-                "None without cu_seqlens",
-                max_seqlen,
-                "It belongs to packed tensors: pass cu_seqlens too.",
-            )
-        )
+        remedy = "It belongs to packed tensors: pass cu_seqlens too."
+        raise ValueError(message("max_seqlen", "None without cu_seqlens", max_seqlen, remedy))
     if log_prob.dim() != (2 if cu_seqlens is None else 1):
-        raise ValueError(
-            message(
-                "log_prob",
-                "shape [B, T]",
-                list(log_prob.shape),
-                "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens."
-                if log_prob.dim() < 2
-                else "One number per token: drop a last dimension of 1 (squeeze), or join the leading ones (flatten).",
-            )
-            if cu_seqlens is None
-            else message(
-                "log_prob",
-                "shape [total_tokens], since cu_seqlens is given",
-                list(log_prob.shape),
-                "Flatten it, or drop cu_seqlens.",
-            )
-        )
+        raise _wrong_dimensions(log_prob, cu_seqlens is not None)
     shape, device = log_prob.shape, log_prob.device
     for name, value, dtypes in (
         ("old_log_prob", old_log_prob, FLOAT_DTYPES),
@@ -142,6 +118,15 @@ def check_tensors(
             check_tensor(name, value, dtypes, device, of)
             if value.shape != shape:
                 _check_other_shape(name, value, tuple(shape), cu_seqlens, of)
+
+
+def _wrong_dimensions(log_prob: torch.Tensor, packed: bool) -> ValueError:
+    expected, remedy = "shape [B, T]", "Pad the sequences to one width, add a batch dimension, or pass cu_seqlens."
+    if packed:
+        expected, remedy = "shape [total_tokens], since cu_seqlens is given", "Flatten it, or drop cu_seqlens."
+    elif log_prob.dim() > 2:
+        remedy = "One number per token: drop a last dimension of 1 (squeeze), or join the leading ones (flatten)."
+    return ValueError(message("log_prob", expected, list(log_prob.shape), remedy))
 
 
 def _check_other_shape(
@@ -159,11 +144,6 @@ def _check_other_shape(
     if name in _PER_SEQUENCE:
         allowed |= per_sequence
     if tuple(value.shape) not in allowed.values():
-        raise ValueError(
-            message(
-                name,
-                f"shape {' or '.join(allowed)} with {sizes}",
-                list(value.shape),
-                "All tensors cover the same response tokens: slice or expand it to match.",
-            )
-        )
+        expected = f"shape {' or '.join(allowed)} with {sizes}"
+        remedy = "All tensors cover the same response tokens: slice or expand it to match."
+        raise ValueError(message(name, expected, list(value.shape), remedy))
