@@ -77,6 +77,27 @@ def test_anothers_name_is_that_of_the_mode(ratio_mode, remedy):
     assert str(raised.value).endswith(remedy)
 
 
+SUGGESTIONS = [
+    ({"sigma_bse": 1.0}, "sigma_base"),
+    ({"rollout_is_treshold": 2.0}, "rollout_is_threshold"),
+    ({"loss_agg_mod": "token-sum"}, "loss_agg_mode"),
+    ({"beta": 0.1}, "kl_coef"),
+    ({"epsilon_high": 0.3}, "clip_ratio_high"),
+    ({"mask": None}, "response_mask"),
+]
+
+
+@pytest.mark.parametrize("wrong, meant", SUGGESTIONS, ids=str)
+def test_a_misspelt_keyword_is_understood(wrong, meant):
+    with pytest.raises(TypeError, match=rf"got {next(iter(wrong))}\. Did you mean {meant}\?"):
+        maspo_ext.policy_loss(**random_batch(4, 6), **wrong)
+
+
+def test_a_keyword_of_another_mode_is_known():
+    with pytest.raises(TypeError, match=r"got eps_high\. It belongs to ratio_mode='dac'\."):
+        maspo_ext.policy_loss(**random_batch(4, 6), eps_high=0.2)
+
+
 @pytest.mark.parametrize("call", FUNCTIONS + MODULES)
 def test_names_are_looked_at_before_a_config_beside_them(call):
     with pytest.raises(TypeError, match=r"got alhpa\. Did you mean alpha\?"):
