@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/load.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/walk.cuh"
 
 namespace maspo {
 

@@ -3,6 +3,8 @@
 
 #include "core/entropy_adv.h"
 #include "cuda/load.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/walk.cuh"
 
 namespace maspo {
 

@@ -3,7 +3,8 @@
 // beyond what keeps loads on their way.
 #pragma once
 
-#include "cuda/load.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/walk.cuh"
 
 namespace maspo {
 

@@ -2,8 +2,9 @@
 #pragma once
 
 #include "core/logit_rows.h"
-#include "cuda/load.cuh"
+#include "cuda/format.cuh"
 #include "cuda/logit_sums.cuh"
+#include "cuda/pack.cuh"
 
 namespace maspo {
 

@@ -4,7 +4,8 @@
 // zeros(), of the others those of next().
 #pragma once
 
-#include "cuda/load.cuh"
+#include "cuda/pack.cuh"
+#include "cuda/reduce.cuh"
 
 namespace maspo {
 

@@ -1,7 +1,8 @@
 // A tensor times a number, in place. Where that number is 1, as after a plain loss.backward(), nothing else is read or written.
 #pragma once
 
-#include "cuda/load.cuh"
+#include "cuda/format.cuh"
+#include "cuda/pack.cuh"
 
 namespace maspo {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/load.cuh"
+#include "cuda/walk.cuh"
 
 namespace maspo {
 

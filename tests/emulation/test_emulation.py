@@ -245,13 +245,13 @@ def test_rows_further_apart_than_32_bits_count(emulated, tmp_path):
 # ---- planted faults: file, what is replaced, by what, the sanitizer that has to catch it, and the words of the report
 
 BATCH_FAULTS = {
-    "write behind the end": ("load.cuh", "if (i < count) p[i] = values[i];", "p[i] = values[i];", "address", "heap-buffer-overflow"),
+    "write behind the end": ("pack.cuh", "if (i < count) p[i] = values[i];", "p[i] = values[i];", "address", "heap-buffer-overflow"),
     "read behind the end": ("load.cuh", "if (i < count) out[i] = convert(p[i * stride]);", "out[i] = convert(p[i * stride]);", "address", "heap-buffer-overflow"),
-    "tail taken for a whole vector": ("load.cuh", "if (count == N && aligned_for_pack<N>(p)) {", "if (aligned_for_pack<N>(p)) {", "address", "heap-buffer-overflow|misaligned"),
+    "tail taken for a whole vector": ("pack.cuh", "if (count == N && aligned_for_pack<N>(p)) {", "if (aligned_for_pack<N>(p)) {", "address", "heap-buffer-overflow|misaligned"),
     "mask read behind the end": ("mask_words.cuh", "if (of_lane < static_cast<int>(sizeof(Words))) return {1, 0, 0, 0};", "", "address", "heap-buffer-overflow"),
     "wide mask read behind the end": ("mask_words.cuh", "threadIdx.x % kWarp * kLane) < kLane) return words;", "threadIdx.x % kWarp * kLane) < -1024) return words;", "address", "heap-buffer-overflow"),
     "read ahead beyond the last row": ("plain_steps.cuh", "kStepTokens, 0, p.batch.tokens);", "kStepTokens, 0, 2 * p.batch.tokens);", "address", "heap-buffer-overflow"),
-    "vectors at unaligned addresses": ("load.cuh", "reinterpret_cast<uintptr_t>(p) % kBytes == 0", "p != nullptr", "address", "misaligned address"),
+    "vectors at unaligned addresses": ("pack.cuh", "reinterpret_cast<uintptr_t>(p) % kBytes == 0", "p != nullptr", "address", "misaligned address"),
     "no barrier after a shared write": ("finish.cuh", "lane] = of_warp;\n  __syncthreads();\n", "lane] = of_warp;\n", "thread", "data race"),
     "no barrier before all read what one has written": ("finish.cuh", "  __syncthreads();  // which also shows", "  // which also shows", "thread", "data race"),
     "no barrier before the ticket": ("forward.cuh", "  __syncthreads();\n  if (is_last_block", "  if (is_last_block", "thread", "data race"),
@@ -275,7 +275,7 @@ BATCH_FAULTS = {
     "a split row of a block lost": ("tiling.h", "? 0 : cut.warps - 1, false", "? 0 : cut.warps - 2, false", "plain", r"seed \d+: "),
     "a row that is not split taken for one": ("tiling.h", "row < b.rows && row * cut.steps_of_row < end ?", "row < b.rows ?", "plain", r"seed \d+: "),
     "a whole row's tokens lost": ("forward.cuh", "if (lane == 0) p.row_scale[span.row] = row.tokens;", "", "plain", r"seed \d+: "),
-    "last column lost": ("load.cuh", "bounded(span.last - col, 0, kLane)", "bounded(span.last - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
+    "last column lost": ("walk.cuh", "bounded(span.last - col, 0, kLane)", "bounded(span.last - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
     "last column of a plain batch lost": ("plain_steps.cuh", "bounded(left - col, 0, kLane)", "bounded(left - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
     "inputs of the step before": ("plain_steps.cuh", "if (flags_.ones()) next_ = read.at(col + kStepTokens);", "if (flags_.ones()) next_ = read.at(col);", "plain", r"seed \d+: dlogp"),
     "mask of the step before": ("plain_steps.cuh", "        flags_ = mask.after(words_);\n", "", "plain", r"seed \d+: dlogp"),
