@@ -96,7 +96,7 @@ class MethodConfig:
         if hyper and len(hyper) != len(names):
             expected = f"{len(names)} values ({', '.join(names)})"
             raise ValueError(message("hyper", expected, len(hyper), f"Use {cls.__name__}(...).hyper()."))
-        given = dict(zip(names, hyper))
+        given = dict(zip(names, hyper, strict=False))  # none of an empty list
         flags = [name for name in given if isinstance(cls.__dataclass_fields__[name].default, bool)]
         return cls(**given | {name: bool(given[name]) for name in flags})
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from build_tools import decide
 from build_tools.errors import BuildError
 from build_tools.nvcc import REQUIREMENT as FETCH_NVCC

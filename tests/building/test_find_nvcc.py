@@ -1,6 +1,7 @@
 """Which nvcc is found, and what is wrong with one that cannot be used. Every nvcc here is a small script."""
 
 import pytest
+
 from build_tools.errors import BuildError
 from build_tools.nvcc import find_nvcc
 

@@ -1,6 +1,7 @@
 """Which torch is found without importing it, and what is wrong with one that cannot be used."""
 
 import pytest
+
 from build_tools import torch_headers
 from build_tools.errors import BuildError
 from build_tools.torch_headers import find_torch

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from build_tools.flags import CSRC, CXX_STANDARD, WARNINGS
 
 from . import test_exp

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from build_tools import extension, flags, objects
 from build_tools.errors import BuildError
 from build_tools.nvcc import Nvcc

@@ -27,7 +27,6 @@ from .cases import (
 )
 from .test_linear_loss import FRONT_OPTIONS, batch_of, of_mode, packed
 
-
 MM = torch.mm
 
 

@@ -5,9 +5,10 @@ import re
 from operator import attrgetter
 from pathlib import Path
 
-import maspo_ext
 import pytest
 import torch
+
+import maspo_ext
 from maspo_ext import derivatives, torch_internals
 
 from . import test_fronts, test_gradients

@@ -6,7 +6,17 @@ A mask with strides is not looked at for that, so it has the loop for all runs.
 import pytest
 import torch
 
-from .cases import FLOAT_DTYPES, MASK_DTYPES, METHODS, OPTIONS, assert_close, assert_same_bits, every_mode, reference, run
+from .cases import (
+    FLOAT_DTYPES,
+    MASK_DTYPES,
+    METHODS,
+    OPTIONS,
+    assert_close,
+    assert_same_bits,
+    every_mode,
+    reference,
+    run,
+)
 
 COLS = 2 * 512 + 32  # full runs, and a shorter one of whole registers
 

@@ -108,7 +108,7 @@ def test_two_losses_at_once(loss_mode, ratio_mode):
 def test_a_mode_as_loss_mode(loss_mode, meant):
     with pytest.raises(ValueError) as raised:
         PolicyLossConfig(loss_mode=loss_mode)
-    assert f"loss_mode: expected one of verl's losses (bypass_mode, " in str(raised.value)
+    assert "loss_mode: expected one of verl's losses (bypass_mode, " in str(raised.value)
     assert f"got {loss_mode!r}. Did you mean {RATIO_CLIP}.ratio_mode={meant}?" in str(raised.value)
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from maspo_ext import RATIO_MODES, stat_names
@@ -24,7 +23,6 @@ import plot_metrics  # noqa: E402
 import summarize_run  # noqa: E402
 import watch_run  # noqa: E402
 from byte_tokenizer import build_tokenizer  # noqa: E402
-
 
 # ---- data
 
