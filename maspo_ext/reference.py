@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maspo_ext.errors import message
+from maspo_ext.errors import did_you_mean, message
 from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.base import Token, TokenLoss
 from maspo_ext.methods.entropy_adv import shaped_advantages
@@ -20,6 +20,7 @@ from maspo_ext.stats import METHOD_SLOTS
 
 MAX_LOG_RATIO = 20.0
 MAX_K3 = 10.0
+_ARGUMENTS = tuple(argument.name for argument in torch.ops.maspo.loss.default._schema.arguments)
 
 
 def _column(value: Tensor) -> Tensor:
@@ -100,6 +101,10 @@ def loss(
 
     Source: the config class of each mode.
     """
+    for name in keywords:
+        if name not in _ARGUMENTS:
+            remedy = did_you_mean(name, _ARGUMENTS, "Check the spelling.")
+            raise TypeError(message("reference.loss", "keywords of torch.ops.maspo.loss", name, remedy))
     for name in ("bapo_sums", "cu_seqlens", "max_seqlen"):
         if keywords.pop(name, None) is not None:
             raise NotImplementedError(

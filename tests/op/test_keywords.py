@@ -139,6 +139,11 @@ def test_a_call_may_have_a_setting_of_its_own(setting):
     assert "memory_budget" in setting or not torch.equal(loss, before)
 
 
+def test_the_twin_of_the_op_takes_its_keywords_alone():
+    with pytest.raises(TypeError, match=r"^maspo_ext: reference\.loss: expected keywords of torch\.ops\.maspo\.loss, got kl_ceof\. Did you mean kl_coef\?$"):
+        maspo_ext.reference.loss(**random_batch(4, 6), kl_ceof=0.1)
+
+
 WRONG = [
     ("policy_loss", {"ratio_mode": "mapso"}, "ratio_mode: expected one of maspo, .*Choose one of these"),
     ("policy_loss", {"alhpa": 0.3}, "policy_loss: expected keywords of MaspoConfig .*Check the spelling"),
