@@ -9,9 +9,11 @@ from maspo_ext.errors import message
 from maspo_ext.torch_internals import (
     is_batched,
     is_batched_by_autograd,
+    is_differentiated,
     is_transformed,
     keeps_graph,
     make_fx_mode,
+    may_be_dual,
     may_be_transformed,
 )
 
@@ -83,6 +85,17 @@ def needs_dispatcher() -> bool:
     value of the wrong type do not say what to do.
     """
     return torch.compiler.is_compiling() or may_be_transformed()
+
+
+def may_be_differentiated_otherwise() -> bool:
+    """Whether a call may be within forward mode or torch.func's derivatives."""
+    return may_be_dual() or may_be_transformed()
+
+
+def refuse_transform_of(value: torch.Tensor, what: str, alternative: str) -> None:
+    """Where torch.func differentiates with respect to a tensor that the op has no derivative in."""
+    if is_differentiated(value):
+        refuse_transforms(what, alternative)
 
 
 def refuse_transforms(what: str, alternative: str) -> None:

@@ -16,15 +16,22 @@ from maspo_ext.methods import RATIO_MODES, MethodConfig
 
 # What others call it: by names that every mode has its own for (``MethodConfig.aliases``), or by ours.
 _ELSEWHERE = {
+    "bapo_sums": ("all_reduce_sums",),
     "beta": ("kl_coef",),
+    "clip_eps": ("clip_low", "clip_high"),
     "clip_ratio": ("clip_low", "clip_high"),
+    "cliprange": ("clip_low", "clip_high"),
     "delta": ("clip_c",),
+    "eps_clip": ("clip_low", "clip_high"),
     "epsilon": ("clip_low", "clip_high"),
     "epsilon_low": ("clip_low",),
     "epsilon_high": ("clip_high",),
+    "hyper": ("config",),
     "loss_type": ("ratio_mode", "loss_agg_mode"),
     "mask": ("response_mask",),
     "reduction": ("loss_agg_mode",),
+    "rollout_is_lower": ("rollout_is_threshold",),
+    "rollout_is_upper": ("rollout_is_threshold",),
 }
 
 

@@ -17,7 +17,7 @@ from maspo_ext.logits.linear_loss import (
     keywords_of_linear_loss,
     linear_loss,
     refuse_bonus,
-    refuse_entropy,
+    refuse_what_is_made,
 )
 from maspo_ext.methods import MethodConfig
 from maspo_ext.scalars import scalar_keywords
@@ -172,7 +172,7 @@ class LinearPolicyLoss(PolicyLoss):
         Raises:
             TypeError, ValueError, RuntimeError: as there.
         """
-        refuse_entropy(options)
+        refuse_what_is_made(options)
         settings = {"temperature": self.temperature, "memory_budget": self.memory_budget, "entropy_coef": self.entropy_coef}
         return linear_loss(
             hidden, weight, target, old_log_prob, advantages, response_mask, bias=bias, **(settings | self._keywords(options))

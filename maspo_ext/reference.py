@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from maspo_ext.errors import did_you_mean, message
-from maspo_ext.methods import MethodConfig
+from maspo_ext.fronts import keywords_of
+from maspo_ext.methods import MaspoConfig, MethodConfig
 from maspo_ext.methods.base import Token, TokenLoss
-from maspo_ext.methods.entropy_adv import shaped_advantages
+from maspo_ext.methods.entropy_adv import entropy_bonus
 from maspo_ext.ops import prepared, take_config
 from maspo_ext.stats import METHOD_SLOTS
 
 MAX_LOG_RATIO = 20.0
 MAX_K3 = 10.0
-_ARGUMENTS = tuple(argument.name for argument in torch.ops.maspo.loss.default._schema.arguments)
 
 
 def _column(value: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ def unchecked_loss(
     bonus = torch.zeros_like(mask)
     if entropy is not None:
         inputs.append(unmasked(entropy))
-        shaped = shaped_advantages(adv, inputs[-1], *(config.entropy_adv() or (entropy_alpha, entropy_kappa)))
-        adv, bonus = shaped, shaped - adv
+        bonus = entropy_bonus(adv, inputs[-1], *(config.entropy_adv() or (entropy_alpha, entropy_kappa)))
+        adv = adv + bonus
 
     difference = new - old
     log_ratio = clamped(difference, -MAX_LOG_RATIO if config.clamp_low else -torch.inf, MAX_LOG_RATIO)
@@ -180,6 +180,13 @@ def unchecked_loss(
 
     seen = _Seen(mask, inputs, difference, log_ratio, ratio, beyond_c, bonus, ref_kl, outside)
     return total, _statistics(config, dual_clip, token, seen)
+
+
+# Those of the op.
+_ARGUMENTS = (
+    *(name for name in keywords_of(unchecked_loss) if name != "config"),
+    *MaspoConfig.__dataclass_fields__, "ratio_mode", "hyper", "bapo_sums", "cu_seqlens", "max_seqlen",
+)  # fmt: skip
 
 
 class _Seen(NamedTuple):

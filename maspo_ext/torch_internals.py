@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from maspo_ext.errors import message
 
@@ -41,6 +42,13 @@ make_fx_mode = _make_fx_mode()
 # Whether a tensor is a batch of vmap: torch.func's, or autograd's own (is_grads_batched).
 is_batched = _look_up("_C._functorch.is_batchedtensor", _unknown)
 is_batched_by_autograd = _look_up("_C._functorch.is_legacy_batchedtensor", _unknown)
+
+# Whether there may be dual tensors of forward mode.
+_level = _look_up("autograd.forward_ad._current_level", None)
+may_be_dual = _unknown if _level is None else lambda: forward_ad._current_level >= 0
+
+# Whether torch.func differentiates with respect to a tensor. Where nobody knows, it is taken for one that it does not.
+is_differentiated = _look_up("_C._functorch.is_gradtrackingtensor", lambda _: False)
 
 # Whether the graph of the backward pass that runs is kept for another. What torch's own compiled functions ask before they
 # write over saved tensors.

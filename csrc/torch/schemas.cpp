@@ -4,9 +4,10 @@
 //                         arguments and calls those below. The named hyper-parameters are MASPO's; any other ratio_mode
 //                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/). Without
 //                         loss_agg_mode, that of the method's reference.
-//   maspo::loss_forward   loss, statistics, d loss / d log_prob, and the scale of each row. On a GPU, where one pass does it
-//                         all, that derivative (dlogp) still lacks the scale. `method` is a name of csrc/core/methods.h;
-//                         checks only what memory safety needs, not ranges.
+//   maspo::loss_forward   loss, statistics, d loss / d log_prob (dlogp), and row_scale. On a CPU dlogp has the scale of its row,
+//                         and row_scale says what that is. On a GPU, where one pass does it all, row_scale is what dlogp
+//                         still lacks: 1 where the caller's counts give the scale, and all of it else, and without need_grad.
+//                         `method` is a name of csrc/core/methods.h; checks only what memory safety needs, not ranges.
 //   maspo::loss_backward  that derivative times grad_loss, rounded to `dtype`, that of log_prob.
 //   maspo::loss_backward_out     the same into `grad`, which may be dlogp.
 //   maspo::bapo_sums      BAPO's sums at all candidates, lower ones first: float64, to be added over data-parallel ranks.

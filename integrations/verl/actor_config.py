@@ -6,7 +6,8 @@ import functools
 import logging
 from typing import Any
 
-from maspo_ext.methods import MethodConfig
+from maspo_ext.checks.numbers import check_positive
+from maspo_ext.methods import RATIO_MODES, MethodConfig
 
 from .model_output import missing_entropy
 from .ratio_clip import ACTOR_KEY, KEY, VERL_CLIP, from_actor, hyper_names, key_error, parse_ratio_clip
@@ -49,6 +50,7 @@ def _check(actor: Any, ratio_mode: str) -> None:
     # verl's trainers compute the entropy in these two cases.
     if ratio_clip.shapes_by_entropy(ratio_mode) and not (actor.get("calculate_entropy") or actor.entropy_coeff != 0):
         raise missing_entropy()
+    _check_loss_scale_factor(actor.get("loss_scale_factor"))
     megatron = actor.get("megatron")
     if ratio_mode == "bapo" and megatron is not None and megatron.get("dynamic_context_parallel", False):
         raise key_error(
@@ -60,6 +62,15 @@ def _check(actor: Any, ratio_mode: str) -> None:
     _warn_of_unused_settings(actor, ratio_mode)
 
 
+def _check_loss_scale_factor(factor: Any) -> None:
+    """As the loss does at the first update, which is after the first rollout."""
+    try:
+        if factor is not None:
+            check_positive("loss_scale_factor", factor, "It divides the sequence sums; null takes the padded width.")
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).replace("loss_scale_factor", f"{ACTOR_KEY}.loss_scale_factor", 1)) from error
+
+
 def _warn_of_unused_settings(actor: Any, ratio_mode: str) -> None:
     """Clip ratios and taus of the actor that verl's loss of that kind reads, and ours has keys of its own for."""
     own = hyper_names(ratio_mode)
@@ -67,7 +78,10 @@ def _warn_of_unused_settings(actor: Any, ratio_mode: str) -> None:
     for name, field in actor.__dataclass_fields__.items():
         value = getattr(actor, name)
         if name in candidates and value is not None and value != field.default:
+            # The reference implementations' names are verl's without "ratio".
+            field_of_mode = RATIO_MODES[ratio_mode].aliases.get(name.replace("ratio_", ""), name)
+            has_own = field_of_mode in own
+            instead = f"which has a key of its own: {KEY}.{ratio_mode}_{field_of_mode}" if has_own else "which has none: drop it"
             _log.warning(
-                "maspo_ext: %s.%s=%r set but not used by ratio_mode=%s, which has keys of its own: %s.",
-                ACTOR_KEY, name, value, ratio_mode, ", ".join(f"{KEY}.{ratio_mode}_{key}" for key in own),
-            )  # fmt: skip
+                "maspo_ext: %s.%s=%r set but not used by ratio_mode=%s, %s.", ACTOR_KEY, name, value, ratio_mode, instead
+            )

@@ -16,16 +16,20 @@ def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
 
     Asking for the same again changes nothing: plug-ins are installed from more than one place.
     An exception in the callback propagates to whoever imports ``name``: a failed adaptation must not go unnoticed. Where
-    that, or the module itself, fails, the next import calls it again.
+    that, or the module itself, fails, the next import, or where it is imported the next request, calls it again.
     """
     if (name, callback) in _requested:
         return
     _requested.add((name, callback))
     module = sys.modules.get(name)
-    if module is not None:
-        callback(module)
-    else:
+    if module is None:
         sys.meta_path.insert(0, _Finder(name, callback))
+        return
+    try:
+        callback(module)
+    except BaseException:
+        _requested.discard((name, callback))
+        raise
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -13,7 +13,16 @@ from maspo_ext.errors import did_you_mean
 from maspo_ext.methods.names import mode_meant_by
 
 from . import actor_config, distillation, registration
-from .ratio_clip import KEY, POLICY_LOSS_KEY, SWITCHES, RatioClipConfig, key_error, keys, parse_ratio_clip
+from .ratio_clip import (
+    ENTROPY_ADV_KEYS,
+    KEY,
+    POLICY_LOSS_KEY,
+    SWITCHES,
+    RatioClipConfig,
+    key_error,
+    keys,
+    parse_ratio_clip,
+)
 from .ratio_modes import FUSED, PPO, ratio_mode_of, registry_name
 from .versions import require_supported_verl
 
@@ -79,11 +88,13 @@ def _loss_mode(loss_mode: str, ratio_mode: str) -> str:
             if loss_mode == "bypass_mode"
             else ""
         )
+        verls_own = loss_mode in POLICY_LOSS_REGISTRY
+        instead = f", or set ratio_mode={PPO} to train with {loss_mode}" if verls_own else ""
         raise key_error(
             f"{POLICY_LOSS_KEY}.loss_mode",
             f"{_VERL_DEFAULT} or {name}, since {KEY}.ratio_mode={ratio_mode}",
             loss_mode,
-            f"Both choose the loss: drop this one, or set ratio_mode={PPO} to train with {loss_mode}.{bypass}",
+            f"Both choose the loss: drop this one{instead}.{bypass}",
         )
     return name
 
@@ -126,7 +137,8 @@ def _require_no_switch(ratio_clip: RatioClipConfig, loss_mode: str) -> None:
 def _warn_of_unused_keys(ratio_clip: RatioClipConfig, ratio_mode: str | None) -> None:
     chosen = f"{PPO}, verl's own loss" if ratio_mode is None else ratio_mode
     for other, changed in ratio_clip.unused_keys(ratio_mode).items():
-        beside = f", {KEY}.entropy_adv=True to use it beside {chosen}" if other == "entropy_adv" and ratio_mode else ""
+        could_be_beside = ratio_mode is not None and not ratio_clip.entropy_adv and set(changed) <= set(ENTROPY_ADV_KEYS)
+        beside = f", {KEY}.entropy_adv=True to use it beside {chosen}" if could_be_beside else ""
         _log.warning(
             "maspo_ext: %s: %s set but not used by ratio_mode=%s. Set %s.ratio_mode=%s to use it%s, or drop it.",
             KEY, ", ".join(changed), chosen, KEY, other, beside,

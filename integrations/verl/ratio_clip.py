@@ -31,7 +31,7 @@ VERL_LOSS_AGG_MODE = "token-mean"
 
 # Keys of every mode: the dual clip where the method has none, and Entropy Adv. before another method.
 SWITCHES = ("dual_clip", "entropy_adv")
-_ENTROPY_ADV_KEYS = ("entropy_adv_alpha", "entropy_adv_kappa")
+ENTROPY_ADV_KEYS = ("entropy_adv_alpha", "entropy_adv_kappa")
 
 
 def key_error(key: str, expected: str, got: Any, remedy: str) -> ValueError:
@@ -110,7 +110,7 @@ class _RatioClip(BaseConfig):
 
     def unused_keys(self, ratio_mode: str | None) -> dict[str, list[str]]:
         """By mode, its changed keys that ``ratio_mode`` (None: verl's own loss) does not read."""
-        used = _ENTROPY_ADV_KEYS if self.entropy_adv else ()
+        used = ENTROPY_ADV_KEYS if self.entropy_adv else ()
         unused = {other: [key for key in self.changed_keys(other) if key not in used] for other in FUSED}
         return {other: changed for other, changed in unused.items() if changed and other != ratio_mode}
 

@@ -56,6 +56,8 @@ def check_number(
         ValueError: it is one that fails the test, is NaN or, unless allowed, inf.
     """
     if not _is_number(value):
+        if isinstance(value, torch.Tensor):
+            remedy = f"Pass a Python number: {name}.item(). {remedy}"
         raise TypeError(message(name, f"{kind}{expected}", f"{value!r} ({type(value).__name__})", remedy))
     if not isinstance(value, _SYMBOLIC) and not _is_finite(value) and not (infinite and value == math.inf):
         expected += " and finite" if not infinite else " (inf for no bound)"

@@ -110,7 +110,7 @@ def linear_loss(
 
     Source: ``LigerFusedLinearGRPOLoss`` of Liger-Kernel for the idea of gradients made in the forward pass.
     """
-    refuse_entropy(options)
+    refuse_what_is_made(options)
     hyper = {name: options.pop(name) for name in list(options) if name not in _OPTIONS}
     method = config_for(ratio_mode, config, hyper, "linear_loss")
     shaped = method.entropy_adv() is not None or options.get("entropy_alpha", 0.0) != 0
@@ -165,10 +165,17 @@ def refuse_bonus(method: MethodConfig, ratio_mode: str, entropy_coef: float) -> 
         raise ValueError(message("entropy_coef", f"0 for ratio_mode={ratio_mode!r}", repr(entropy_coef), remedy))
 
 
-def refuse_entropy(options: dict[str, Any]) -> None:
-    if "entropy" in options:
-        remedy = "Drop it; entropy_alpha and entropy_kappa say how it shapes the advantages."
-        raise ValueError(message("entropy", "nothing, since linear_loss makes it", "a value", remedy))
+_MADE_HERE = {
+    "log_prob": "Drop it, or call policy_loss, which takes it.",
+    "entropy": "Drop it; entropy_alpha and entropy_kappa say how it shapes the advantages.",
+}
+
+
+def refuse_what_is_made(options: dict[str, Any]) -> None:
+    """The two arguments of ``policy_loss`` that are made here; a None is taken out of ``options``."""
+    for name, remedy in _MADE_HERE.items():
+        if options.pop(name, None) is not None:
+            raise ValueError(message(name, "nothing, since linear_loss makes it", "a value", remedy))
 
 
 def _with_invalid_targets(
@@ -235,7 +242,7 @@ def _linear_loss(
     checks.check_head(hidden, weight, target, temperature, bias)
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         refuse_forward_mode(name, value, "linear_loss", _TWIN)
-    refuse_entropy(keywords)
+    refuse_what_is_made(keywords)
     config, ratio_mode = take_config(keywords)
     if isinstance(config, BapoConfig):
         remedy = "Use maspo_ext.linear_loss, which takes the two ops one after the other."

@@ -22,14 +22,14 @@ def check_entropy_adv(alpha: float, kappa: float, prefix: str = "") -> None:
     )
 
 
-def shaped_advantages(advantages: Tensor, entropy: Tensor, alpha: float, kappa: float) -> Tensor:
-    """``A + min(alpha * H, |A| / kappa)``, out of place and without gradient (arXiv 2506.14758, Eq. 5 and 6).
+def entropy_bonus(advantages: Tensor, entropy: Tensor, alpha: float, kappa: float) -> Tensor:
+    """``min(alpha * H, |A| / kappa)``, which goes on top of ``A``, without gradient (arXiv 2506.14758, Eq. 5 and 6).
 
     Args:
         advantages: ``[B, T]``.
         entropy: ``[B, T]``, nats per token, of the whole vocabulary; a value below 0, which only rounding gives, counts as 0.
     """
-    return advantages + (alpha * entropy.detach().clamp(min=0)).minimum(advantages.abs() / kappa)
+    return (alpha * entropy.detach().clamp(min=0)).minimum(advantages.abs() / kappa)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ struct Result {
   bool same_in_place = true;
 };
 
-// `params` has the inputs; grad gets the dtype of log_prob.
+// `params` has the inputs; grad gets the dtype of log_prob. Without a gradient, on CUDA alone, there is a forward pass only.
 template <class S>
-Result run(LossParams params, bool on_cuda, double grad_loss) {
+Result run(LossParams params, bool on_cuda, double grad_loss, bool need_grad) {
   const Batch& b = params.batch;
   const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
   params.tiling = cpu_tiling(b);
@@ -32,7 +32,7 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   Memory row_scale(b.rows * sizeof(double));
   Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
   Memory grad(b.tokens * size_of(params.log_prob.dtype));
-  params.dlogp = dlogp.as<void>();
+  params.dlogp = need_grad ? dlogp.as<void>() : nullptr;
   params.pieces = pieces.as<RowSums>();
   params.units = units.as<StatSums<double>>();
   params.row_scale = row_scale.as<double>();
@@ -48,10 +48,10 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
       check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), into, params.log_prob.dtype, b,
                           {0, nullptr}));
     };
-    backward(grad.as<void>());
+    if (need_grad) backward(grad.as<void>());
     result.launches = cuda_on_host::count_launches();
     result.dlogp = numbers<S>(dlogp);
-    if (params.log_prob.dtype == (is_double ? kFloat64 : kFloat32)) {
+    if (need_grad && params.log_prob.dtype == (is_double ? kFloat64 : kFloat32)) {
       backward(params.dlogp);  // in place, as where nobody keeps the graph
       result.same_in_place = std::memcmp(dlogp.as<void>(), grad.as<void>(), grad.bytes()) == 0;
     }
@@ -79,9 +79,9 @@ Result run(LossParams params, bool on_cuda, double grad_loss) {
   return result;
 }
 
-inline Result run(const LossParams& params, bool on_cuda, double grad_loss) {
-  return params.log_prob.dtype == kFloat64 ? run<double>(params, on_cuda, grad_loss)
-                                           : run<float>(params, on_cuda, grad_loss);
+inline Result run(const LossParams& params, bool on_cuda, double grad_loss, bool need_grad = true) {
+  return params.log_prob.dtype == kFloat64 ? run<double>(params, on_cuda, grad_loss, need_grad)
+                                           : run<float>(params, on_cuda, grad_loss, need_grad);
 }
 
 // BAPO's sums, then the bounds: low, high, quotient.

@@ -83,11 +83,20 @@ void one_case(uint64_t seed, int only_method) {
   Tensor new_log_prob = make_tensor(draw, batch, type, false, plain, one_row, log_prob);
   Tensor old_log_prob = make_tensor(draw, batch, type, false, plain, one_row, log_prob);
   Tensor advantages = make_tensor(draw, batch, type, draw.chance(0.5) && !one_row, plain, one_row, normal(2));
-  Tensor mask = make_tensor(draw, batch, mask_types[draw.integer(0, 7)], false, plain, one_row,
-                            [&](int64_t row, int64_t col) {
-                              if (plain) return col < lengths[row] ? 1 : 0;
-                              return draw.chance(masked) ? 0 : 1;
-                            });
+  DType mask_type = mask_types[draw.integer(0, 7)];
+  // By the seed, and not drawn, so that a case is otherwise as it would be: now and then all tokens have the weight 2, in
+  // numbers of float64, or each its own.
+  const bool twos = seed % 8 == 2, weighted = seed % 8 == 6;
+  if (twos) mask_type = kFloat64;
+  if (seed % 16 == 6) mask_type = kFloat16;
+  const auto weight_at = [&](int64_t row, int64_t col) {
+    const double own[] = {1, 2, 0.5, -0.0, 3};
+    return twos ? 2 : weighted ? own[(5 * row + 3 * col + col / 7) % 5] : 1;
+  };
+  Tensor mask = make_tensor(draw, batch, mask_type, false, plain, one_row, [&](int64_t row, int64_t col) {
+    const bool counts = plain ? col < lengths[row] : !draw.chance(masked);
+    return counts ? weight_at(row, col) : 0;
+  });
   Tensor weights = make_tensor(draw, batch, type, draw.chance(0.5), plain, one_row, normal(1));
   Tensor entropy = make_tensor(draw, batch, type, false, plain, one_row, normal(1));
   Tensor reference = make_tensor(draw, batch, type, false, plain, one_row, log_prob);
@@ -143,6 +152,12 @@ void one_case(uint64_t seed, int only_method) {
   const Result cpu = run(p, false, grad_loss);
   if (!cuda.same_in_place) throw Failure{"backward in the memory of dlogp: not so"};
   if (cuda.launches != (batch.rows > 0 && batch.cols > 0 ? 2 : 1)) throw Failure{"one launch forward, one backward: not so"};
+  cuda_on_host::count_launches();
+  const Result without = run(p, true, grad_loss, false);
+  if (without.launches != 1) throw Failure{"one launch without a gradient: not so"};
+  compare("loss without a gradient", without.loss, cuda.loss, 0, 0);
+  compare("stats without a gradient", without.stats, cuda.stats, 0, 0);
+  compare("row_scale without a gradient", without.row_scale, cuda.row_scale, 1e-12, 0);
   compare("dlogp", cuda.dlogp, cpu.dlogp, kTokenError, 1e-2);
   double size = 0;
   for (const double dlogp : cpu.dlogp) size += std::isfinite(dlogp) ? std::fabs(dlogp / cpu.scale_of_pass) : 0;

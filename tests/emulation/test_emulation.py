@@ -279,6 +279,11 @@ BATCH_FAULTS = {
     "last column of a plain batch lost": ("plain_steps.cuh", "bounded(left - col, 0, kLane)", "bounded(left - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
     "inputs of the step before": ("plain_steps.cuh", "if (flags_.ones()) next_ = read.at(col + kStepTokens);", "if (flags_.ones()) next_ = read.at(col);", "plain", r"seed \d+: dlogp"),
     "mask of the step before": ("plain_steps.cuh", "        flags_ = mask.after(words_);\n", "", "plain", r"seed \d+: dlogp"),
+    "a weight of the mask taken for one": ("steps.cuh", "in[i] = {mask[i],", "in[i] = {S(mask[i] != S(0)),", "plain", r"seed \d+: dlogp"),
+    "a weight of a plain mask taken for one": ("plain_steps.cuh", "in = {mask[i],", "in = {S(mask[i] != S(0)),", "plain", r"seed \d+: dlogp"),
+    "twos taken for ones": ("mask_words.cuh", "0x3ff00000u", "0x40000000u", "plain", r"seed \d+: dlogp"),
+    "a gradient written that nobody asked for": ("steps.cuh", "if (p.dlogp != nullptr) store_scaled", "store_scaled", "address", "SEGV|null pointer"),
+    "a plain gradient written that nobody asked for": ("plain_steps.cuh", "if (dlogp != nullptr) store_scaled", "store_scaled", "address", "SEGV|null pointer"),
     "a NaN among whole steps overlooked": ("plain_steps.cuh", "if (!__all_sync(kAllLanes, probe == probe)) return false;", "", "plain", r"seed \d+: "),
 }  # fmt: skip
 ROW_FAULTS = {

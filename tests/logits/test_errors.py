@@ -135,6 +135,7 @@ def test_the_ops_inside_check_shapes(of_target):
 
 
 LOSSES = [
+    ({"log_prob": ones(4, 6)}, ValueError, "log_prob", "nothing, since linear_loss makes it", "a value", "policy_loss"),
     ({"entropy": ones(4, 6)}, ValueError, "entropy", "nothing, since linear_loss makes it", "a value", "entropy_alpha"),
     ({"all_reduce_sums": print}, ValueError, "all_reduce_sums", "None", "a function", "Drop"),
     ({"sigma_hihg": 0.2}, TypeError, "linear_loss", "keywords of MaspoConfig", "sigma_hihg", "Did you mean sigma_high"),

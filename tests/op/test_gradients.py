@@ -290,6 +290,20 @@ def test_forward_mode_raises_and_says_so(device):
             op(**{**batch, "log_prob": dual})
 
 
+@pytest.mark.parametrize("name", [name for name in ALL_TENSORS if name != "response_mask"])
+@pytest.mark.parametrize("front", [op, maspo_ext.policy_loss], ids=["op", "policy_loss"])
+def test_other_derivatives_are_refused_for_every_tensor(name, front, device):
+    """They would be 0 in silence, whether log_prob is trained or not."""
+    batch = {**DEFAULT_METHODS["maspo"].full_batch(3, 5, device=device), "kl_coef": 0.1}
+    value = batch.pop(name)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, torch.ones_like(value))
+        with pytest.raises(NotImplementedError, match=f"no forward-mode derivative: expected {name} without a tangent"):
+            front(**batch, **{name: dual})
+    with pytest.raises(NotImplementedError, match=r"no derivative by torch\.func"):
+        torch.func.grad(lambda value: front(**batch, **{name: value})[0])(value)
+
+
 def test_gradient_flows_into_a_model(device):
     """log_prob as a graph node, not a leaf: the chain rule through log_softmax, as training does it."""
     generator = torch.Generator().manual_seed(1)

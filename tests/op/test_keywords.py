@@ -46,6 +46,10 @@ MISSPELT = [
     (FUNCTIONS + MODULES, "loss_type", "Did you mean ratio_mode and loss_agg_mode?"),
     (FUNCTIONS + MODULES, "clip_ratio", "Did you mean clip_ratio_low and clip_ratio_high?"),
     (("PolicyLoss()",), "clip_ratio", f"Did you mean clip_low and clip_high, {MADE}?"),
+    *((FUNCTIONS + MODULES, name, "Did you mean clip_ratio_low and clip_ratio_high?") for name in ("clip_eps", "cliprange", "eps_clip")),
+    (FUNCTIONS + MODULES, "hyper", "Did you mean config?"),
+    (("policy_loss",), "bapo_sums", "Did you mean all_reduce_sums?"),
+    (ALL, "rollout_is_lower", "Did you mean rollout_is_threshold?"),
     (ALL, "eps_high", "It belongs to ratio_mode='dac'."),
     (ALL, "zzzz", "Check the spelling."),
 ]
@@ -104,15 +108,12 @@ def test_names_are_looked_at_before_a_config_beside_them(call):
         CALLS[call](config=maspo_ext.MaspoConfig(), alhpa=0.3)
 
 
-def test_what_linear_loss_makes_itself_is_not_taken():
-    with pytest.raises(TypeError, match="linear_loss: expected .*, got log_prob. Did you mean ref_log_prob"):
-        CALLS["linear_loss"](log_prob=torch.zeros(2, 3))
-
-
+@pytest.mark.parametrize("name", ["log_prob", "entropy"])
 @pytest.mark.parametrize("call", ["linear_loss", "LinearPolicyLoss()"])
-def test_linear_loss_says_of_the_entropy_that_it_makes_it(call):
-    with pytest.raises(ValueError, match="maspo_ext: entropy: expected nothing, since linear_loss makes it, got a value. Drop it"):
-        CALLS[call](entropy=torch.zeros(2, 3))
+def test_what_linear_loss_makes_itself_is_not_taken(call, name):
+    with pytest.raises(ValueError, match=f"maspo_ext: {name}: expected nothing, since linear_loss makes it, got a value. Drop it"):
+        CALLS[call](**{name: torch.zeros(2, 3)})
+    CALLS[call](**{name: None})
 
 
 @pytest.mark.parametrize("call", FUNCTIONS + MODULES)

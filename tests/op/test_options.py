@@ -142,6 +142,14 @@ def test_entropy_is_the_method_on_shaped_advantages(method, dtype, alpha, kappa,
     assert stat(result, "entropy_adv_bonus", entropy_adv=True) == pytest.approx(mean, rel=1e-6)
 
 
+def test_a_bonus_beside_large_advantages_is_seen(device):
+    batch = {name: torch.zeros(1, 2, device=device) for name in ("log_prob", "old_log_prob")}
+    batch |= {"advantages": torch.tensor([[1e8, 1.0]], device=device), "response_mask": torch.ones(1, 2, device=device)}
+    for function in (op, reference):
+        stats = function(**batch, entropy=torch.ones(1, 2, device=device), entropy_alpha=0.4)[1]
+        assert stats[maspo_ext.stat_names("maspo", entropy_adv=True).index("actor/entropy_adv_bonus")].item() == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("name", ["advantages", "entropy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_nan_is_no_bonus_of_the_other_input(dtype, name, device):

@@ -18,6 +18,8 @@ from .wrong import packed
         ({"kl_type": 3}, "kl_type: expected one of k1, .*, got 3"),
         ({"ratio_mode": "bapo", "all_reduce_sums": True}, "all_reduce_sums: expected a function of one tensor, got True"),
         ({"dp_size": "2"}, r"dp_size: expected a whole number >= 1, got '2' \(str\)"),
+        ({"batch_num_tokens": torch.tensor(7)}, r"batch_num_tokens: .*, got tensor\(7\) \(Tensor\)\. Pass a Python number: batch_num_tokens\.item\(\)\. It is"),
+        ({"alpha": torch.tensor(0.3)}, r"alpha: .*\. Pass a Python number: alpha\.item\(\)\. "),
         ({"dp_size": 1.5}, r"dp_size: expected a whole number >= 1, got 1\.5\. It is"),
         ({"batch_num_tokens": 7.25}, r"batch_num_tokens: expected a whole number >= 0, got 7\.25\. It is"),
     ],

@@ -99,6 +99,8 @@ def test_two_losses_at_once(loss_mode, ratio_mode):
     assert message.startswith(f"maspo_ext: {POLICY_LOSS}.loss_mode: expected vanilla or {name}, since {RATIO_CLIP}.")
     assert f"got {loss_mode!r}" in message
     assert ("algorithm.rollout_correction.bypass_mode=True" in message) == (loss_mode == "bypass_mode")
+    # What is no loss of verl's is refused with ratio_mode=ppo, too.
+    assert (f"or set ratio_mode=ppo to train with {loss_mode}." in message) == (loss_mode != "maspo_ext.xyz")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,9 @@ def test_keys_that_entropy_adv_uses(caplog):
     assert not caplog.records
     PolicyLossConfig(ratio_clip={"ratio_mode": "maspo", "entropy_adv": True, "entropy_adv_clip_ratio_high": 0.3} | own)
     assert "entropy_adv_clip_ratio_high set but not used by ratio_mode=maspo" in caplog.text
+    assert "to use it beside" not in caplog.text, "it is beside maspo, and does not use that key"
+    PolicyLossConfig(ratio_clip={"ratio_mode": "maspo", "entropy_adv_kappa": 3.0})
+    assert f"{RATIO_CLIP}.entropy_adv=True to use it beside maspo" in caplog.text
     assert "alpha" not in caplog.text
 
 
@@ -234,6 +239,7 @@ def test_null_bounds_of_bapo_are_those_of_the_actors_clip():
         ("clip_higher", {"clip_ratio_high": 0.3}, False),
         ("dac", {"clip_ratio_low": 0.1}, False),
         ("sapo", {"tau_pos": 2.0}, False),
+        ("sapo", {"clip_ratio_low": 0.3}, False),
         ("sapo", {"clip_ratio_c": 2.0}, True),
         ("grpo", {"clip_ratio_high": 0.3}, True),
         ("bapo", {"clip_ratio_c": 2.0}, True),
@@ -244,7 +250,17 @@ def test_settings_of_the_actor_that_have_other_keys_here(caplog, ratio_mode, set
     actor({"ratio_mode": ratio_mode}, **setting)
     ((name, value),) = setting.items()
     assert (f"{ACTOR}.{name}={value!r} set but not used by ratio_mode={ratio_mode}" in caplog.text) == (not used)
-    assert (f"{RATIO_CLIP}.{ratio_mode}_" in caplog.text) == (not used)
+    # SAPO has no clip that a key of its own could stand for.
+    assert (f"{RATIO_CLIP}.{ratio_mode}_" in caplog.text) == (not used and (ratio_mode, name) != ("sapo", "clip_ratio_low"))
+    assert ("which has none: drop it" in caplog.text) == ((ratio_mode, name) == ("sapo", "clip_ratio_low"))
+
+
+@pytest.mark.parametrize("agg_mode", ["token-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize("factor", [0, -1])
+def test_a_loss_scale_factor_out_of_range_stops_before_the_first_rollout(factor, agg_mode):
+    actor({"ratio_mode": "maspo"}, loss_scale_factor=7, loss_agg_mode=agg_mode)
+    with pytest.raises(ValueError, match=rf"^maspo_ext: {ACTOR}\.loss_scale_factor: expected > 0, got {factor}\. "):
+        actor({"ratio_mode": "maspo"}, loss_scale_factor=factor, loss_agg_mode=agg_mode)
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

@@ -128,6 +128,16 @@ def test_a_failing_callback_fails_the_import(importable):
             __import__(importable)
 
 
+def test_a_failing_callback_is_called_again_where_the_module_is_imported_already(importable):
+    def fail(module):
+        raise RuntimeError("cannot adapt")
+
+    __import__(importable)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="cannot adapt"):
+            import_hook.when_imported(importable, fail)
+
+
 def test_who_only_looks_for_the_module_takes_no_callback_away(importable):
     seen = []
     finders = len(sys.meta_path)
