@@ -92,10 +92,12 @@ def may_be_differentiated_otherwise() -> bool:
     return may_be_dual() or may_be_transformed()
 
 
-def refuse_transform_of(value: torch.Tensor, what: str, alternative: str) -> None:
-    """Where torch.func differentiates with respect to a tensor that the op has no derivative in."""
-    if is_differentiated(value):
-        refuse_transforms(what, alternative)
+def refuse_other_derivatives(inputs: dict[str, torch.Tensor | None], op: str, alternative: str) -> None:
+    """Forward mode and torch.func's derivatives, with respect to any of these: they would be 0 in silence."""
+    for name, value in inputs.items():
+        refuse_forward_mode(name, value, op, alternative)
+        if value is not None and is_differentiated(value):
+            refuse_transforms(f"torch.ops.maspo.{op}", alternative)
 
 
 def refuse_transforms(what: str, alternative: str) -> None:

@@ -16,9 +16,8 @@ from maspo_ext.derivatives import (
     is_known_one,
     may_be_differentiated_otherwise,
     may_be_reused,
-    refuse_forward_mode,
     refuse_gradient_of_old,
-    refuse_transform_of,
+    refuse_other_derivatives,
     refuse_transforms,
     without_second,
 )
@@ -121,22 +120,15 @@ def forward_pass(log_prob, tensors, keywords, need_grad):
 def loss_of(log_prob, tensors, keywords):
     """``maspo::loss`` of what ``prepared`` gave: ``(loss, stats)``, differentiable in log_prob."""
     if may_be_differentiated_otherwise():
-        _refuse_other_derivatives(log_prob, tensors, keywords)
+        inputs = dict(zip(("log_prob", "old_log_prob", "advantages", "response_mask"), (log_prob, *tensors), strict=True))
+        inputs |= {name: keywords.get(name) for name in ("rollout_is_weights", "entropy", "ref_log_prob")}
+        refuse_other_derivatives(inputs, "loss", _TWIN)
     if torch.is_grad_enabled() and log_prob.requires_grad:
         refuse_transforms("torch.ops.maspo.loss", _TWIN)
         return _Loss.apply(log_prob, tensors, keywords)
     refuse_gradient_of_old("log_prob does", tensors[0])
     with torch.no_grad():  # whatever the others require, there is no way back to them
         return forward_pass(log_prob, tensors, keywords, need_grad=False)[:2]
-
-
-def _refuse_other_derivatives(log_prob, tensors, keywords):
-    """With respect to any of the tensors: they would be 0 in silence."""
-    inputs = dict(zip(("log_prob", "old_log_prob", "advantages", "response_mask"), (log_prob, *tensors), strict=True))
-    inputs |= {name: keywords[name] for name in ("rollout_is_weights", "entropy", "ref_log_prob") if name in keywords}
-    for name, value in inputs.items():
-        refuse_forward_mode(name, value, "loss", _TWIN)
-        refuse_transform_of(value, "torch.ops.maspo.loss", _TWIN)
 
 
 def _loss(log_prob, old_log_prob, advantages, response_mask, **keywords):

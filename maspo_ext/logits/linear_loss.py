@@ -14,9 +14,10 @@ from maspo_ext.config import config_for
 from maspo_ext.derivatives import (
     is_known_one,
     is_plain,
+    may_be_differentiated_otherwise,
     needs_dispatcher,
-    refuse_forward_mode,
     refuse_gradient_of_old,
+    refuse_other_derivatives,
     refuse_transforms,
     without_second,
 )
@@ -240,8 +241,10 @@ def _linear_loss(
 ):  # fmt: skip
     """Kernel of ``maspo::linear_loss`` on every device."""
     checks.check_head(hidden, weight, target, temperature, bias)
-    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        refuse_forward_mode(name, value, "linear_loss", _TWIN)
+    if may_be_differentiated_otherwise():
+        inputs = {"hidden": hidden, "weight": weight, "bias": bias, "old_log_prob": old_log_prob, "advantages": advantages}
+        inputs |= {name: keywords.get(name) for name in ("rollout_is_weights", "ref_log_prob")}
+        refuse_other_derivatives(inputs, "linear_loss", _TWIN)
     refuse_what_is_made(keywords)
     config, ratio_mode = take_config(keywords)
     if isinstance(config, BapoConfig):

@@ -181,6 +181,19 @@ def test_a_graph_of_the_gradients_of_a_loss_with_a_learned_weight(op, dtype, dev
         torch.autograd.grad(grad.sum(), factor)
 
 
+@pytest.mark.parametrize("name", ["old_log_prob", "advantages"])
+def test_other_derivatives_of_linear_loss_in_the_rest_are_refused(name, device):
+    """They would be 0 in silence."""
+    arguments = arguments_of("linear_loss", device)
+    value = arguments.pop(name)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, torch.ones_like(value))
+        with pytest.raises(NotImplementedError, match=f"linear_loss has no forward-mode derivative: expected {name} without"):
+            first_result("linear_loss", **arguments, **{name: dual})
+    with pytest.raises(NotImplementedError, match="linear_loss has no derivative by torch.func"):
+        torch.func.grad(lambda value: first_result("linear_loss", **arguments, **{name: value}))(value)
+
+
 @every_op
 def test_forward_mode_is_refused(op, device):
     for name in INPUTS[op]:
