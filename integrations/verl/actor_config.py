@@ -50,7 +50,9 @@ def _check(actor: Any, ratio_mode: str) -> None:
     # verl's trainers compute the entropy in these two cases.
     if ratio_clip.shapes_by_entropy(ratio_mode) and not (actor.get("calculate_entropy") or actor.entropy_coeff != 0):
         raise missing_entropy()
-    _check_loss_scale_factor(actor.get("loss_scale_factor"))
+    factor = actor.get("loss_scale_factor")
+    if factor is not None:  # as the loss does at the first update, which is after the first rollout
+        check_positive(f"{ACTOR_KEY}.loss_scale_factor", factor, "It divides the sequence sums; null takes the padded width.")
     megatron = actor.get("megatron")
     if ratio_mode == "bapo" and megatron is not None and megatron.get("dynamic_context_parallel", False):
         raise key_error(
@@ -60,15 +62,6 @@ def _check(actor: Any, ratio_mode: str) -> None:
             "There the ranks of a micro-batch vary, and verl has no group to search its bounds over: set it to False.",
         )
     _warn_of_unused_settings(actor, ratio_mode)
-
-
-def _check_loss_scale_factor(factor: Any) -> None:
-    """As the loss does at the first update, which is after the first rollout."""
-    try:
-        if factor is not None:
-            check_positive("loss_scale_factor", factor, "It divides the sequence sums; null takes the padded width.")
-    except (TypeError, ValueError) as error:
-        raise ValueError(str(error).replace("loss_scale_factor", f"{ACTOR_KEY}.loss_scale_factor", 1)) from error
 
 
 def _warn_of_unused_settings(actor: Any, ratio_mode: str) -> None:

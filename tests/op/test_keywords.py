@@ -143,6 +143,8 @@ def test_a_call_may_have_a_setting_of_its_own(setting):
 def test_the_twin_of_the_op_takes_its_keywords_alone():
     with pytest.raises(TypeError, match=r"^maspo_ext: reference\.loss: expected keywords of torch\.ops\.maspo\.loss, got kl_ceof\. Did you mean kl_coef\?$"):
         maspo_ext.reference.loss(**random_batch(4, 6), kl_ceof=0.1)
+    of_op = {argument.name for argument in torch.ops.maspo.loss.default._schema.arguments}
+    assert set(maspo_ext.reference._ARGUMENTS) == of_op
 
 
 WRONG = [
