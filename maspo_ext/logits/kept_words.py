@@ -2,80 +2,108 @@
 
 A bfloat16 gradient of the weight is rounded once, so every part of it is one product over all tokens, and gradients of logits have to
 wait for it. They do so by blocks of words. The first blocks lie in the memory of the weight's gradient, each so far behind its own part of
-that gradient that it has been read before a part is written over it. The next lies beside the logits of a tile. Of the words that are
-left nothing is kept: in their turn, in the memory that the former then have left, their logits are made again, which is a fourth
-product, of so many words.
+that gradient that it has been read before a part is written over it. The next lies beside the logits of a tile, whose place the float32
+sums of the hidden states' gradient take when the tiles are done. Of the words that are left nothing is kept: in their turn, in the memory
+that the former then have left, their logits are made again, which is a fourth product, of so many words.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from maspo_ext.logits.groups import LogprobOptions, OfRows, RowGrads
-from maspo_ext.logits.head import EVEN_WORDS, LEAST_WORDS, Gradients, Head, even_row, even_slices, rows_in
+from maspo_ext.logits.head import EVEN_WORDS, GPU_TOKENS, LEAST_WORDS, Gradients, Head, even_row, even_slices, rows_in
 from maspo_ext.logits.parts import Rows
 
+# Bytes of a token's results and derivatives, and of what they are made of: they are held beside the logits.
+_OF_TOKEN = 128
 # One of so many parts of the weight's gradient stays free, for the first block's part. The other blocks are as large as those before them allow.
 _PARTS = 16
+
+_PerToken = TypeVar("_PerToken", Rows, RowGrads)
 
 
 class _Block(NamedTuple):
     words: slice
     dlogits: Tensor  # [N, words]
-    again: Tensor | None  # flat, for the logits of a tile; None: dlogits is kept
+    again: Tensor | None  # [n, words], for the logits of so many tokens at a time; None: dlogits is kept
+
+
+class _Memory(NamedTuple):
+    logits: Tensor  # [n, V], of a tile
+    hidden: Tensor | None  # [N, H], sums of the hidden states' gradient, when the tiles are done; None: nobody asks for it
+    blocks: list[_Block]  # of all words, in their order
 
 
 def gradients(
-    head: Head, operand: Tensor, target: Tensor, options: LogprobOptions, of_rows: OfRows, grads: Gradients, *, hidden: bool
+    head: Head, operand: Tensor, target: Tensor, options: LogprobOptions, of_rows: OfRows, grads: Gradients
 ) -> Gradients:
-    """As ``whole_rows.gradients`` makes them of ``operand`` ``[N, H]``, finite. ``grads`` has memory for those of weight and bias."""
+    """As ``whole_rows.gradients`` makes them of ``operand`` ``[N, H]``, finite. ``grads`` has memory for all that are asked for."""
     tiles = head.tiles()
-    room = head.room(0) - operand.nbytes
-    if hidden:
-        grads.hidden = operand.new_zeros(operand.shape, dtype=head.dtype)
-        room -= grads.hidden.nbytes
-    whole, blocks = _memory(head, grads.weight, tiles[0].stop, room)
+    room = head.room(0) - _OF_TOKEN * head.tokens - (0 if operand is grads.hidden else operand.nbytes)
+    memory = _memory(head, grads.weight, tiles[0].stop, room, hidden=grads.hidden is not None)
     of_tiles: list[tuple[Rows, RowGrads]] = []
     for tile in tiles:
-        logits = whole[: tile.stop - tile.start]
+        logits = memory.logits[: tile.stop - tile.start]
         head.logits(logits, operand[tile], head.all_words)
         rows = options.rows(head, head.all_words, logits, target[tile])
         row_grads = of_rows(tile, rows)
-        for words, dlogits, again in blocks:
+        for words, dlogits, again in memory.blocks:
             if again is None:
                 options.gradient(head, words, logits[:, words], target[tile], rows, row_grads, dlogits[tile])
         of_tiles.append((rows, row_grads))
-    for words, dlogits, again in blocks:
+    rows, row_grads = map(_joined, zip(*of_tiles, strict=True))
+    result, grads.hidden = grads.hidden, memory.hidden
+    if grads.hidden is not None:
+        grads.hidden.zero_()
+    for words, dlogits, again in memory.blocks:
         if again is not None:
-            for tile, (rows, row_grads) in zip(tiles, of_tiles, strict=True):
-                logits = _rows(again, tile.stop - tile.start, words)
-                head.logits(logits, operand[tile], words)
-                options.gradient(head, words, logits, target[tile], rows, row_grads, dlogits[tile])
+            for some in even_slices(head.tokens, len(again), GPU_TOKENS):
+                logits = again[: some.stop - some.start]
+                head.logits(logits, operand[some], words)
+                options.gradient(head, words, logits, target[some], _of(rows, some), _of(row_grads, some), dlogits[some])
         head.gradients(dlogits, operand, words, grads, first=True)
-    if hidden:
-        grads.hidden = grads.hidden.to(head.gradient_dtype)
+    grads.hidden = None if result is None else result.copy_(grads.hidden)
     return grads
 
 
-def _memory(head: Head, grad_weight: Tensor, tile: int, room: int) -> tuple[Tensor, list[_Block]]:
-    """For the logits of a tile, ``[tile, V]``, and blocks of all words, in their order: all in ``grad_weight`` and ``room`` bytes."""
+def _joined(parts: Iterable[_PerToken]) -> _PerToken:
+    first, *others = parts
+    return type(first)(*(None if values[0] is None else torch.cat(values) for values in zip(first, *others, strict=True)))
+
+
+def _of(values: _PerToken, tokens: slice) -> _PerToken:
+    return type(values)(*(None if value is None else value[tokens] for value in values))
+
+
+def _memory(head: Head, grad_weight: Tensor, tile: int, room: int, *, hidden: bool) -> _Memory:
+    """All in ``grad_weight`` and ``room`` bytes: as many words are kept as these allow."""
     blocks = _in_gradient(head, grad_weight.view(-1))
     done = blocks[-1].words.stop if blocks else 0
     left, size = head.words - done, head.operand_dtype.itemsize
-    wide = head.dtype.itemsize // size  # an operand's numbers take the place of one logit
-    of_tile = wide * tile * head.row
-    most = max(LEAST_WORDS, _even_within((room // size - of_tile) // head.tokens))
+    wide = head.dtype.itemsize // size  # an operand's numbers take the place of one logit, or sum
+    sums = even_row(wide * head.tokens * head.size) if hidden else 0
+    first = max(wide * tile * head.row, sums + wide * tile * LEAST_WORDS)
+    most = max(LEAST_WORDS, _even_within((room // size - first) // head.tokens))
     beside = min(most, left)
-    memory = head.weight.new_empty(of_tile + head.tokens * even_row(beside), dtype=head.operand_dtype)
-    blocks.append(_Block(slice(done, done + beside), _rows(memory[of_tile:], head.tokens, slice(0, beside)), None))
+    memory = head.weight.new_empty(first + head.tokens * even_row(beside), dtype=head.operand_dtype)
+    blocks.append(_Block(slice(done, done + beside), _rows(memory[first:], head.tokens, beside), None))
     done, left = done + beside, left - beside
-    for part in even_slices(left, _even_within(len(memory) // (head.tokens + wide * tile)), EVEN_WORDS) if left else ():
-        logits = wide * tile * even_row(part.stop - part.start)
-        words = slice(done + part.start, done + part.stop)
-        blocks.append(_Block(words, _rows(memory[logits:], head.tokens, words), memory[:logits].view(head.dtype)))
-    return rows_in(memory[:of_tile].view(head.dtype), head.words), blocks
+    free = memory[sums:]
+    for part in even_slices(left, _even_within(len(free) // (head.tokens + wide * tile)), EVEN_WORDS) if left else ():
+        count = part.stop - part.start
+        at_once = min(head.tokens, (len(free) // even_row(count) - head.tokens) // wide)
+        at_once = max(tile, at_once // GPU_TOKENS * GPU_TOKENS)
+        logits = wide * at_once * even_row(count)
+        again = rows_in(free[:logits].view(head.dtype), count)
+        blocks.append(_Block(slice(done + part.start, done + part.stop), _rows(free[logits:], head.tokens, count), again))
+    logits = rows_in(memory[: wide * tile * head.row].view(head.dtype), head.words)
+    of_hidden = memory[: wide * head.tokens * head.size].view(head.dtype).view(head.tokens, head.size) if hidden else None
+    return _Memory(logits, of_hidden, blocks)
 
 
 def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
@@ -96,10 +124,9 @@ def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
         word += count
 
 
-def _rows(memory: Tensor, tokens: int, words: slice) -> Tensor:
+def _rows(memory: Tensor, tokens: int, words: int) -> Tensor:
     """``[tokens, words]`` at the beginning of flat ``memory``."""
-    count = words.stop - words.start
-    return rows_in(memory[: tokens * even_row(count)], count)
+    return rows_in(memory[: tokens * even_row(words)], words)
 
 
 def _even_within(words: int) -> int:

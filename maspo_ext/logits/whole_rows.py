@@ -35,11 +35,12 @@ def gradients(
     """Those that are asked for, made on the way forward: as soon as a tile's rows are there, ``of_rows`` says what they weigh."""
     operand = head.finite_operand(slice(None), target == options.ignore_index)
     grads = head.new_gradients(head.gradient_dtype, hidden=False, weight=weight, bias=bias)
+    if hidden:  # written when the tokens' operand has been read for the last time
+        in_place = operand.dtype == head.gradient_dtype
+        grads.hidden = operand if in_place else torch.empty_like(operand, dtype=head.gradient_dtype)
     memory = _memory(head, grads.weight)
     if memory is None:
-        return kept_words.gradients(head, operand, target, options, of_rows, grads, hidden=hidden)
-    if hidden:
-        grads.hidden = operand.new_empty(operand.shape, dtype=head.gradient_dtype)
+        return kept_words.gradients(head, operand, target, options, of_rows, grads)
     sums = grads
     if len(memory.groups) > 1 and weight and head.gradient_dtype != head.dtype:
         sums = replace(grads, weight=torch.empty_like(grads.weight, dtype=head.dtype))
@@ -52,9 +53,9 @@ def gradients(
             head.logits(logits, operand[tile], head.all_words)
             rows = options.rows(head, head.all_words, logits, target[tile])
             options.gradient(head, head.all_words, logits, target[tile], rows, of_rows(tile, rows), dlogits)
+        head.head_gradients(kept, operand[group], head.all_words, sums, first=group.start == 0)
         if hidden:
             head.hidden_gradient(kept, grads.hidden[group])
-        head.head_gradients(kept, operand[group], head.all_words, sums, first=group.start == 0)
     if sums is not grads:
         grads.weight.copy_(sums.weight)
     return grads

@@ -78,16 +78,23 @@ WORDS, ROW = 301, 320  # a row's words, and where the next begins
 BUDGET = 6 * ROW * 128
 
 
+class Again(NamedTuple):
+    """So many words, whose logits are made again for so many tokens at a time."""
+
+    words: int
+    tokens: list[int]
+
+
 class Words(NamedTuple):
     """Numbers of words whose logits' gradients are kept in that of the weight, are kept beside it, or are made again."""
 
     in_gradient: list[int]
     beside: int
-    again: list[int]
+    again: list[Again]
 
     @property
     def blocks(self):
-        return [*self.in_gradient, self.beside, *self.again]
+        return [Again(words, []) for words in (*self.in_gradient, self.beside)] + self.again
 
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -125,9 +132,8 @@ class Case(NamedTuple):
         logits = [Product(tile, self.width, WORDS, dtype, FLOAT32) for tile in self.tiles(dtype)]
         if isinstance(groups, Words):
             made = logits
-            for block, words in enumerate(groups.blocks):
-                again = len(groups.blocks) - block <= len(groups.again)
-                made += [Product(tile, self.width, words, dtype, FLOAT32) for tile in self.tiles(dtype)] * again
+            for words, again in groups.blocks:
+                made += [Product(tokens, self.width, words, dtype, FLOAT32) for tokens in again]
                 made.append(Product(self.tokens, words, self.width, dtype, FLOAT32))
                 made.append(Product(words, self.tokens, self.width, dtype, dtype))
             return made
@@ -137,9 +143,9 @@ class Case(NamedTuple):
             while here > 0:
                 made.append(logits.pop(0))
                 here -= made[-1].rows
-            made.append(Product(tokens, WORDS, self.width, dtype, waiting))
             # What is bfloat16 is rounded once: by the only product, or after the sums.
             made.append(Product(WORDS, tokens, self.width, dtype, waiting if len(groups) == 1 else FLOAT32))
+            made.append(Product(tokens, WORDS, self.width, dtype, waiting))
         return made
 
 
@@ -164,14 +170,25 @@ CASES = {
         {BFLOAT16: Words([64] * 4, 45, []), FLOAT16: [50, 50, 50, 48], FLOAT32: [66] * 3},
     ),
     "words in the budget": Case(
-        42, 16, 264_000, of_all_dtypes(128), {BFLOAT16: Words([], 128, [173]), FLOAT16: [128, 124], FLOAT32: [128, 124]}
+        42, 16, 264_000, of_all_dtypes(128),
+        {BFLOAT16: Words([], 128, [Again(173, [128, 124])]), FLOAT16: [128, 124], FLOAT32: [128, 124]},
     ),
     "words again": Case(
         50, 16, 262_000, of_all_dtypes(128),
-        {BFLOAT16: Words([], 64, [128, 109]), FLOAT16: [128, 128, 44], FLOAT32: [128, 128, 44]},
+        {
+            BFLOAT16: Words([], 64, [Again(128, [128, 128, 44]), Again(109, [128, 128, 44])]),
+            FLOAT16: [128, 128, 44], FLOAT32: [128, 128, 44],
+        },
+    ),
+    "words again, of more tokens": Case(
+        45, 64, 290_000, of_all_dtypes(128),
+        {
+            BFLOAT16: Words([], 128, [Again(128, [128, 128, 14]), Again(45, [256, 14])]),
+            FLOAT16: [128, 128, 14], FLOAT32: [128, 128, 14],
+        },
     ),
     "least budget": Case(
-        7, 24, 1, of_all_dtypes(14), {BFLOAT16: Words([64, 64], 64, [109]), FLOAT16: [14] * 3, FLOAT32: [14] * 3}
+        7, 24, 1, of_all_dtypes(14), {BFLOAT16: Words([64, 64], 64, [Again(109, [14] * 3)]), FLOAT16: [14] * 3, FLOAT32: [14] * 3}
     ),
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -340,9 +357,9 @@ def test_memory(dtype, asked, case, products):
     by_words = asked == HEAD and isinstance(groups, Words)
     waiting = 2 if dtype == BFLOAT16 else 4
     sizes = list(made.bytes)
-    # Whatever is added up is float32, and becomes bfloat16 by ``to``.
-    for count, size in [(tokens * width, 4 if by_words else waiting)] + [(weights, waiting)] * ("weight" in asked):
-        sizes.remove(size * count)
+    # The gradient of the hidden states takes their operand's place, where it is of its dtype.
+    for count in [tokens * width] * (dtype == FLOAT16) + [weights] * ("weight" in asked):
+        sizes.remove(waiting * count)
         if dtype == FLOAT16:
             sizes.remove(2 * count)  # handed over by backward
     small = 16 * tokens + 4 * WORDS  # numbers of a token, the bias's gradient
@@ -350,9 +367,11 @@ def test_memory(dtype, asked, case, products):
     tile_logits = 4 * ROW * case.tile[dtype]
     budget = max(budget or head.DEFAULT_BUDGET["cuda"] + case.sums, 6 * ROW * case.tile[dtype])
     if by_words:
-        assert workspace == [tile_logits + 2 * tokens * -(-groups.beside // 64) * 64]
+        sums = 4 * -(-tokens * width // 32) * 32  # of the hidden states' gradient, in the place of a tile's logits
+        first = max(tile_logits, sums + 4 * 64 * case.tile[dtype])
+        assert workspace == [first + 2 * tokens * -(-groups.beside // 64) * 64]
         if groups.beside > 64:  # else the least
-            assert sum(workspace) + tokens * width * (2 + 4) <= budget
+            assert sum(workspace) + 128 * tokens <= budget
     elif asked == HEAD:
         in_gradient = dtype == FLOAT32 or (dtype == BFLOAT16 and tile_logits <= 2 * weights)
         kept = ROW * dtype.itemsize * groups[0]
@@ -363,20 +382,23 @@ def test_memory(dtype, asked, case, products):
         assert sum(workspace) <= budget
 
 
+@pytest.mark.parametrize("hidden_too", [True, False])
 @pytest.mark.parametrize("budget", [2**28, 2**29, 2**30])
 @pytest.mark.parametrize(
     "tokens, width, words", [(8192, 3584, 152064), (32768, 3584, 152064), (1000, 4096, 128257), (8192, 896, 151936), (4096, 4096, 32000)]
 )
-def test_kept_words_keep_to_the_budget(tokens, width, words, budget, monkeypatch):
+def test_kept_words_keep_to_the_budget(tokens, width, words, budget, hidden_too, monkeypatch):
     """As far as at least a tile, 256 words and what is as large as the hidden states leave one; no place is taken twice."""
     monkeypatch.setattr(Head, "on_gpu", True)
     hidden, weight = (torch.empty(rows, width, dtype=BFLOAT16, device="meta") for rows in (tokens, words))
     of_head = Head(hidden, weight, None, budget)
     tile = of_head.tiles()[0].stop
-    room = budget - 3 * hidden.nbytes
-    logits, blocks = kept_words._memory(of_head, weight, tile, room)
+    logits, sums, blocks = kept_words._memory(of_head, weight, tile, budget, hidden=hidden_too)
     memory = logits.untyped_storage()
-    assert memory.nbytes() <= max(room, tile * of_head.row * 4 + tokens * 2 * head.LEAST_WORDS)
+    assert (sums is not None) == hidden_too
+    of_hidden = 4 * tokens * width if hidden_too else 0
+    first = max(tile * of_head.row * 4, of_hidden + tile * 4 * head.LEAST_WORDS)
+    assert memory.nbytes() <= max(budget, first + tokens * 2 * head.LEAST_WORDS)
     assert logits.shape == (tile, words) and [block.words.start for block in blocks[1:]] == [block.words.stop for block in blocks[:-1]]
     assert (blocks[0].words.start, blocks[-1].words.stop) == (0, words)
     free = 0  # numbers of the weight's gradient from here on
@@ -388,8 +410,11 @@ def test_kept_words_keep_to_the_budget(tokens, width, words, budget, monkeypatch
             assert start >= max(free, block.words.stop * width) and start + tokens * row <= weight.numel()
             free = start + tokens * row
         else:
-            first = 2 * (logits.stride(0) * tile if block.again is None else block.again.numel())
-            assert start == first and 2 * (start + tokens * row) <= memory.nbytes()
-            assert block.again is None or block.again.numel() == tile * row
+            if block.again is None:
+                assert 2 * start == first
+            else:
+                begin, end = (block.again.storage_offset() + rows * row for rows in (0, len(block.again)))
+                assert 4 * begin >= of_hidden and 2 * end <= start and block.again.shape[1] == count and len(block.again) >= tile
+            assert 2 * (start + tokens * row) <= memory.nbytes()
     if (tokens, width, budget) == (8192, 3584, 2**30):
-        assert sum(block.words.stop - block.words.start for block in blocks if block.again is None) > 0.64 * words
+        assert sum(block.words.stop - block.words.start for block in blocks if block.again is None) > 0.71 * words
