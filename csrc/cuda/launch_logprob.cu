@@ -10,7 +10,7 @@
 namespace maspo {
 namespace {
 
-// A block per row; run(format) launches them. Nothing is launched for no rows.
+// run(format) launches blocks for all rows. Nothing is launched for no rows.
 template <class Run>
 cudaError_t over_rows(const LogitRows& logits, CudaPlace place, Run run) {
   if (row_count(logits) == 0) return cudaSuccess;
@@ -19,16 +19,18 @@ cudaError_t over_rows(const LogitRows& logits, CudaPlace place, Run run) {
   return with_format(logits.dtype, run);
 }
 
+// A block for each of the rows' parts.
 template <class Kernel, class Params>
-cudaError_t launch_rows(Kernel kernel, const Params& p, CudaPlace place) {
-  return launch(kernel, dim3(static_cast<unsigned>(row_count(p.logits))), kRowThreads, place, p);
+cudaError_t launch_rows(Kernel kernel, const Params& p, int64_t parts, CudaPlace place) {
+  if (parts > kMaxBlocks / row_count(p.logits)) return cudaErrorInvalidConfiguration;
+  return launch(kernel, dim3(static_cast<unsigned>(row_count(p.logits) * parts)), kRowThreads, place, p);
 }
 
 }  // namespace
 
 int logprob_cuda(const LogprobParams& params, CudaPlace place) {
   return over_rows(params.logits, place, [&](auto format) {
-    return launch_rows(logprob_kernel<decltype(format)>, params, place);
+    return launch_rows(logprob_kernel<decltype(format)>, params, 1, place);
   });
 }
 
@@ -36,10 +38,11 @@ int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place) {
   return over_rows(params.logits, place, [&](auto format) {
     using Format = decltype(format);
     const DType dtype = params.logits.dtype;
-    if (params.grad_dtype == dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, place);
+    const int64_t parts = parts_of_row<typename Format::Stored>(params.logits.words);
+    if (params.grad_dtype == dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, parts, place);
     if constexpr (std::is_same_v<Format, Float32>) {
-      if (params.grad_dtype == kBFloat16) return launch_rows(logprob_grad_kernel<Float32, BFloat16>, params, place);
-      if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, place);
+      if (params.grad_dtype == kBFloat16) return launch_rows(logprob_grad_kernel<Float32, BFloat16>, params, parts, place);
+      if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, parts, place);
     }
     return static_cast<cudaError_t>(cudaErrorInvalidValue);
   });

@@ -1,4 +1,4 @@
-// Rows of logits: log-probability and entropy, and the gradient. One block per row, which is read once.
+// Rows of logits: log-probability and entropy, and the gradient. Forward one block per row, which is read once; backward several.
 #pragma once
 
 #include "core/logit_rows.h"
@@ -19,6 +19,16 @@ constexpr int kLogprobGradBlocks = sizeof(S) == sizeof(float) ? 3 : 2;
 
 // A thread's step: so many packs of 16 bytes, all on their way before the first is used.
 constexpr int kRowPacks = 4;
+
+// Backward a row is cut into parts of so many steps, a block for each: no word waits for another there, and blocks that are
+// done early leave their place to others. Where rows were whole, the last few would have the device to themselves.
+constexpr int kPartSteps = 4;
+template <class T>
+constexpr int64_t kPartWords = int64_t{kPartSteps} * kRowPacks * kRowThreads * kPackWords<T>;
+template <class T>
+MASPO_HD int64_t parts_of_row(int64_t words) {
+  return words <= kPartWords<T> ? 1 : 1 + (words - 1) / kPartWords<T>;
+}
 
 // Calls each(first, count, packs) for this thread's words of a row: packs[k], an array of one or of kRowPacks, has
 // `count` words from first + k * kRowThreads * kPackWords on, and `missing` behind them. A row starts anywhere, so its
@@ -101,7 +111,7 @@ struct GradWriter {
   using G = typename GradFormat::Stored;
   static constexpr int kWords = kPackWords<typename Format::Stored>;
   RowGradient<S> g;
-  int64_t target;  // the word, or nowhere
+  int64_t target;  // the word, or one that is not among these
   G* grad;
 
   template <int kPacks>
@@ -162,22 +172,23 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobGradBlocks<typename Forma
   using G = typename GradFormat::Stored;
   constexpr int kWords = kPackWords<T>;
   constexpr int64_t nowhere = -1;
-  const int64_t row = blockIdx.x;
+  const unsigned parts = static_cast<unsigned>(parts_of_row<T>(p.logits.words));
+  const int64_t row = blockIdx.x / parts;
+  const int64_t begin = blockIdx.x % parts * kPartWords<T>, words = bounded(p.logits.words - begin, 0, kPartWords<T>);
   const int64_t index = p.target.index[row];
   const TargetKind kind = target_kind(p.target, p.logits.words, index);
-  G* grad = static_cast<G*>(p.grad) + grad_offset(p, row);
+  G* grad = static_cast<G*>(p.grad) + grad_offset(p, row) + begin;
   if (kind == kTargetIgnored) {
-    for (int64_t first = static_cast<int64_t>(threadIdx.x) * kWords; first < p.logits.words;
-         first += int64_t{kRowThreads} * kWords) {
+    for (int64_t first = static_cast<int64_t>(threadIdx.x) * kWords; first < words; first += int64_t{kRowThreads} * kWords) {
       const G zeros[kWords] = {};
-      store_pack(grad + first, static_cast<int>(bounded(p.logits.words - first, 0, kWords)), zeros);
+      store_pack(grad + first, static_cast<int>(bounded(words - first, 0, kWords)), zeros);
     }
     return;
   }
-  const int64_t target = kind == kTargetHere ? index - p.target.first_word : nowhere;
-  const T* words = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row);
+  const int64_t target = kind == kTargetHere ? index - p.target.first_word - begin : nowhere;
+  const T* part = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row) + begin;
   const GradWriter<Format, GradFormat> writer = {row_gradient<S>(p, row, kind), target, grad};
-  for_each_pack(words, p.logits.words, T(0), writer);
+  for_each_pack(part, words, T(0), writer);
 }
 
 }  // namespace maspo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -93,8 +93,12 @@ class Group(NamedTuple):
             head.gradients(dlogits, hidden, words, grads, first)
 
 
-# Of some tokens and their rows.
-OfRows = Callable[[slice, Rows], RowGrads]
+class TokensLoss(Protocol):
+    """What the gradients are of: ``maspo_ext.logits.loss_of_tokens.LossOfTokens``."""
+
+    target: Tensor  # [N]
+
+    def derivatives(self, tokens: slice, rows: Rows) -> RowGrads: ...
 
 
 def results(head: Head, target: Tensor, options: LogprobOptions) -> Iterator[tuple[slice, Rows]]:
@@ -105,18 +109,20 @@ def results(head: Head, target: Tensor, options: LogprobOptions) -> Iterator[tup
 
 
 def gradients(
-    head: Head, target: Tensor, options: LogprobOptions, of_rows: OfRows, *, hidden: bool, weight: bool, bias: bool
+    head: Head, loss: Callable[[], TokensLoss], options: LogprobOptions, *, hidden: bool, weight: bool, bias: bool
 ) -> Gradients:
-    """Those that are asked for, made on the way forward: as soon as some tokens' rows are there, ``of_rows`` says what they weigh."""
+    """Those that are asked for, made on the way forward: as soon as some tokens' rows are there, ``loss()`` says what they weigh."""
+    of_tokens = loss()
     grads = head.new_gradients(head.gradient_dtype, hidden=hidden, weight=weight, bias=bias)
     for group in _groups_for_gradients(head, grads.weight):
         tokens = group.tokens
-        of_group = target[tokens]
+        of_group = of_tokens.target[tokens]
         operand = head.finite_operand(tokens, of_group == options.ignore_index)
         rows = group.logprob(head, operand, of_group, options)
         group.gradients(
-            head, operand, of_group, options, rows, of_rows(tokens, rows), grads.of_tokens(tokens), first=tokens.start == 0
-        )
+            head, operand, of_group, options, rows, of_tokens.derivatives(tokens, rows), grads.of_tokens(tokens),
+            first=tokens.start == 0,
+        )  # fmt: skip
     return grads
 
 

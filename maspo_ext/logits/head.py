@@ -142,9 +142,10 @@ class Head:
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
 
-    def finite_operand(self, tokens: slice, ignored: Tensor) -> Tensor:
-        """Hidden states as an operand, 0 where ``ignored`` ``[n]``: 0 * NaN would reach the weight's gradient."""
-        return self.operand(self.hidden[tokens].masked_fill(ignored.unsqueeze(-1), 0))
+    def finite_operand(self, tokens: slice, ignored: Tensor, out: Tensor | None = None) -> Tensor:
+        """Hidden states as an operand, in ``out`` if given, 0 where ``ignored`` ``[n]``: 0 * NaN would reach the weight's gradient."""
+        hidden = self.hidden[tokens]
+        return self.operand(torch.where(ignored.unsqueeze(-1), hidden.new_zeros(()), hidden, out=out))
 
     def logits(self, out: Tensor, hidden: Tensor, words: slice, tiles: list[slice] | None = None) -> None:
         """Into ``out`` ``[n, words]`` those of ``hidden`` ``[n, H]``, an operand, a tile of it at a time."""

@@ -9,13 +9,13 @@ that the former then have left, their logits are made again, which is a fourth p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from maspo_ext.logits.groups import LogprobOptions, OfRows, RowGrads
+from maspo_ext.logits.groups import LogprobOptions, RowGrads, TokensLoss
 from maspo_ext.logits.head import EVEN_WORDS, GPU_TOKENS, LEAST_WORDS, Gradients, Head, even_row, even_slices, rows_in
 from maspo_ext.logits.parts import Rows
 
@@ -39,24 +39,26 @@ class _Memory(NamedTuple):
     blocks: list[_Block]  # of all words, in their order
 
 
-def gradients(
-    head: Head, operand: Tensor, target: Tensor, options: LogprobOptions, of_rows: OfRows, grads: Gradients
-) -> Gradients:
-    """As ``whole_rows.gradients`` makes them of ``operand`` ``[N, H]``, finite. ``grads`` has memory for all that are asked for."""
+def gradients(head: Head, loss: Callable[[], TokensLoss], options: LogprobOptions, grads: Gradients) -> Gradients:
+    """As ``whole_rows.gradients`` makes them; ``grads`` has memory for all that are asked for."""
     tiles = head.tiles()
-    room = head.room(0) - _OF_TOKEN * head.tokens - (0 if operand is grads.hidden else operand.nbytes)
+    # The operand of the products lies where the gradient of the hidden states will be.
+    room = head.room(0) - _OF_TOKEN * head.tokens - (0 if grads.hidden is not None else head.hidden.nbytes)
     memory = _memory(head, grads.weight, tiles[0].stop, room, hidden=grads.hidden is not None)
     of_tiles: list[tuple[Rows, RowGrads]] = []
     for tile in tiles:
         logits = memory.logits[: tile.stop - tile.start]
-        head.logits(logits, operand[tile], head.all_words)
-        rows = options.rows(head, head.all_words, logits, target[tile])
-        row_grads = of_rows(tile, rows)
+        head.logits(logits, head.hidden[tile], head.all_words)
+        target = loss().target[tile]
+        rows = options.rows(head, head.all_words, logits, target)
+        row_grads = loss().derivatives(tile, rows)
         for words, dlogits, again in memory.blocks:
             if again is None:
-                options.gradient(head, words, logits[:, words], target[tile], rows, row_grads, dlogits[tile])
+                options.gradient(head, words, logits[:, words], target, rows, row_grads, dlogits[tile])
         of_tiles.append((rows, row_grads))
     rows, row_grads = map(_joined, zip(*of_tiles, strict=True))
+    target = loss().target
+    operand = head.finite_operand(slice(None), target == options.ignore_index, grads.hidden)
     result, grads.hidden = grads.hidden, memory.hidden
     if grads.hidden is not None:
         grads.hidden.zero_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +31,8 @@ from maspo_ext.logits.checks import MASKED
 from maspo_ext.logits.groups import LogprobOptions
 from maspo_ext.logits.head import Gradients, Head
 from maspo_ext.logits.linear_logprob import asks_for_gradient, flat, linear_logprob, needed, way_of
-from maspo_ext.logits.logprob import as_target, empty_results
-from maspo_ext.logits.loss_of_tokens import LossOfTokens, with_old
+from maspo_ext.logits.logprob import empty_results
+from maspo_ext.logits.loss_of_tokens import LossOfTokens, masked, with_old
 from maspo_ext.methods import BapoConfig, MethodConfig
 from maspo_ext.ops import prepared, take_config
 from maspo_ext.stats import INVALID_TARGETS, NUM_STATS, PolicyLossStats, stat_names
@@ -122,9 +124,8 @@ def linear_loss(
         packed = {name: options.get(name) for name in ("cu_seqlens", "max_seqlen")}
         checks.check_tokens(hidden, packed["cu_seqlens"] is not None)
         check_tensors(hidden[..., 0], *with_old(policy, hidden[..., 0]), **packed, of="target")
-        target = _masked(target, response_mask)
         log_prob, entropy = linear_logprob(
-            hidden, weight, target, temperature, bias, ignore_index=MASKED, memory_budget=memory_budget
+            hidden, weight, masked(target, response_mask), temperature, bias, ignore_index=MASKED, memory_budget=memory_budget
         )
         loss, stats = policy_loss(
             log_prob, *policy, ratio_mode=ratio_mode, config=method, entropy=entropy.detach() if shaped else None, **options
@@ -153,10 +154,6 @@ def linear_loss(
 def keywords_of_linear_loss() -> tuple[str, ...]:
     """With those that it takes as ``**options``."""
     return tuple(dict.fromkeys((*keywords_of(linear_loss), *sorted(_OPTIONS))))
-
-
-def _masked(target: Tensor, response_mask: Tensor) -> Tensor:
-    return torch.where(response_mask != 0, as_target(target), MASKED)
 
 
 def refuse_bonus(method: MethodConfig, ratio_mode: str, entropy_coef: float) -> None:
@@ -194,7 +191,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, target, policy, temperature, keywords):
         need = needed(ctx.needs_input_grad, hidden=0, weight=1, bias=2)
-        *results, grad_hidden, grad_weight, grad_bias = torch.ops.maspo.linear_loss_forward(
+        *results, grad_hidden, grad_weight, grad_bias = _pass(hidden, weight)(
             hidden, weight, target, *policy, temperature, bias, **keywords, **need
         )
         ctx.grads = [grad_hidden, grad_weight, grad_bias]
@@ -261,7 +258,6 @@ def _linear_loss(
         config, ratio_mode, like, *with_old(policy, like), entropy=like if shaped else None, of="target", **keywords
     )
     keywords |= {"entropy": None, "shaped": shaped, "entropy_coef": float(entropy_coef)}
-    target = _masked(target, response_mask)
     keywords["memory_budget"] = checks.memory_budget_of(memory_budget)
     if asks_for_gradient(hidden, weight, bias):
         refuse_transforms("torch.ops.maspo.linear_loss", _TWIN)
@@ -269,7 +265,12 @@ def _linear_loss(
     refuse_gradient_of_old("hidden and weight do", old_log_prob)
     none = {"need_hidden": False, "need_weight": False, "need_bias": False}
     with torch.no_grad():
-        return torch.ops.maspo.linear_loss_forward(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
+        return _pass(hidden, weight)(hidden, weight, target, *policy, temperature, bias, **keywords, **none)[:4]
+
+
+def _pass(hidden: Tensor, weight: Tensor) -> Callable:
+    """``maspo::linear_loss_forward``, or its kernel where nobody traces: while the dispatcher looks at so many arguments a GPU waits."""
+    return _forward if is_plain(hidden, weight) else torch.ops.maspo.linear_loss_forward
 
 
 def _forward(
@@ -280,23 +281,29 @@ def _forward(
     """By some tokens at a time: logits, log-probability, its part of the loss, the logits' gradient, its products."""
     checks.check_target(target, hidden.shape[:-1], hidden.device, "hidden")
     head = flat(hidden, weight, bias, memory_budget)
-    checks.check_target_range(target, head.words, MASKED)
-    options = {**keywords, "rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
-    tokens_loss = LossOfTokens(
-        head, target, (old_log_prob, advantages, response_mask), options,
-        cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, shaped=shaped, entropy_coef=entropy_coef,
-    )  # fmt: skip
-    walk = (head, target.flatten(), LogprobOptions(temperature, MASKED))
+    logprob_options = LogprobOptions(temperature, MASKED)
+
+    @functools.cache
+    def loss_of_tokens() -> LossOfTokens:
+        """Made when it is asked for: a GPU has the first logits to make meanwhile."""
+        options = {**keywords, "rollout_is_weights": rollout_is_weights, "ref_log_prob": ref_log_prob}
+        return LossOfTokens(
+            head, target, (old_log_prob, advantages, response_mask), options,
+            cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, shaped=shaped, entropy_coef=entropy_coef,
+        )  # fmt: skip
+
     grads = Gradients(None, None, None)
     if need_hidden or need_weight or need_bias:
-        grads = way_of(head).gradients(*walk, tokens_loss.derivatives, hidden=need_hidden, weight=need_weight, bias=need_bias)
+        grads = way_of(head).gradients(
+            head, loss_of_tokens, logprob_options, hidden=need_hidden, weight=need_weight, bias=need_bias
+        )
     else:
-        for tokens, rows in way_of(head).results(*walk):
-            tokens_loss.keep(tokens, rows)
+        for _, rows in way_of(head).results(head, loss_of_tokens().target, logprob_options):
+            loss_of_tokens().keep(rows)
     results = grads.results(weight)
-    if tokens_loss.half is not None:
-        results = tuple(grad.mul_(tokens_loss.half) for grad in results)
-    return *tokens_loss.of_all(), tokens_loss.log_prob, tokens_loss.entropy, *results
+    if loss_of_tokens().half is not None:
+        results = tuple(grad.mul_(loss_of_tokens().half) for grad in results)
+    return *loss_of_tokens().of_all(), *results
 
 
 _library.impl("linear_loss", _linear_loss, "CompositeImplicitAutograd")

@@ -6,7 +6,7 @@ logits' gradients go into are those of a group of tiles: of all of them, where m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maspo_ext.logits import kept_words
-from maspo_ext.logits.groups import LogprobOptions, OfRows
+from maspo_ext.logits.groups import LogprobOptions, TokensLoss
 from maspo_ext.logits.head import Gradients, Head, of_all, rows_in, united
 from maspo_ext.logits.parts import Rows
 
@@ -30,17 +30,20 @@ def results(head: Head, target: Tensor, options: LogprobOptions) -> Iterator[tup
 
 
 def gradients(
-    head: Head, target: Tensor, options: LogprobOptions, of_rows: OfRows, *, hidden: bool, weight: bool, bias: bool
+    head: Head, loss: Callable[[], TokensLoss], options: LogprobOptions, *, hidden: bool, weight: bool, bias: bool
 ) -> Gradients:
-    """Those that are asked for, made on the way forward: as soon as a tile's rows are there, ``of_rows`` says what they weigh."""
-    operand = head.finite_operand(slice(None), target == options.ignore_index)
+    """Those that are asked for, made on the way forward: as soon as a tile's rows are there, ``loss()`` says what they weigh.
+
+    It is called when the first logits are on their way: until then a GPU waits for the host.
+    """
     grads = head.new_gradients(head.gradient_dtype, hidden=False, weight=weight, bias=bias)
-    if hidden:  # written when the tokens' operand has been read for the last time
-        in_place = operand.dtype == head.gradient_dtype
-        grads.hidden = operand if in_place else torch.empty_like(operand, dtype=head.gradient_dtype)
+    if hidden:
+        grads.hidden = head.hidden.new_empty(head.hidden.shape, dtype=head.gradient_dtype)
     memory = _memory(head, grads.weight)
     if memory is None:
-        return kept_words.gradients(head, operand, target, options, of_rows, grads)
+        return kept_words.gradients(head, loss, options, grads)
+    # Where the gradient of the hidden states will be, their operand lies until it has been read for the last time.
+    place = grads.hidden if head.operand_dtype == head.gradient_dtype else None
     sums = grads
     if len(memory.groups) > 1 and weight and head.gradient_dtype != head.dtype:
         sums = replace(grads, weight=torch.empty_like(grads.weight, dtype=head.dtype))
@@ -50,10 +53,15 @@ def gradients(
         for tile in tiles:
             dlogits = kept[tile.start - group.start : tile.stop - group.start]
             logits = dlogits if memory.logits is None else memory.logits[: len(dlogits)]
-            head.logits(logits, operand[tile], head.all_words)
-            rows = options.rows(head, head.all_words, logits, target[tile])
-            options.gradient(head, head.all_words, logits, target[tile], rows, of_rows(tile, rows), dlogits)
-        head.head_gradients(kept, operand[group], head.all_words, sums, first=group.start == 0)
+            head.logits(logits, head.hidden[tile], head.all_words)
+            target = loss().target[tile]
+            rows = options.rows(head, head.all_words, logits, target)
+            options.gradient(head, head.all_words, logits, target, rows, loss().derivatives(tile, rows), dlogits)
+        operand = head.hidden[group]
+        if weight:
+            ignored = loss().target[group] == options.ignore_index
+            operand = head.finite_operand(group, ignored, None if place is None else place[group])
+        head.head_gradients(kept, operand, head.all_words, sums, first=group.start == 0)
         if hidden:
             head.hidden_gradient(kept, grads.hidden[group])
     if sums is not grads:

@@ -130,9 +130,10 @@ void scale_case(uint64_t seed) {
 void one_case(uint64_t seed, int) {
   scale_case(seed);
   Draw draw(seed);
-  // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves.
+  // Some are one step of a block and a word more or less: 2048 words of float64, 4096 of float32, 8192 of the halves. And
+  // backward has a block for every four steps.
   const int64_t widths[] = {0,   1,    2,    3,    4,    5,    7,    8,    9,    31,   127,
-                            500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 10007};
+                            500, 1023, 1025, 2047, 2049, 4096, 4097, 8191, 8193, 20011};
   const DType types[] = {kFloat32, kFloat32, kFloat64, kBFloat16, kFloat16};
   const DType dtype = types[draw.integer(0, 4)];
   const int64_t words = widths[draw.integer(0, 20)], outer = draw.integer(0, 3), inner = draw.integer(1, 2);

@@ -291,7 +291,7 @@ ROW_FAULTS = {
     "a row's tail read as a whole pack": ("logprob.cuh", "words - (words - head) % kWords;", "words;", "address", "heap-buffer-overflow"),
     "packs at unaligned addresses of a row": ("logprob.cuh", "bounded((kWords - past_boundary) % kWords, 0, words)", "0 * past_boundary", "address", "misaligned address"),
     "gradient written behind a row's end": ("logprob.cuh", "store_pack(grad + first, count, rounded)", "store_pack(grad + first, kWords + 0 * count, rounded)", "address", r"heap-buffer-overflow|seed \d+: grad"),
-    "zeros written behind a row's end": ("logprob.cuh", "static_cast<int>(bounded(p.logits.words - first, 0, kWords))", "kWords", "address", r"heap-buffer-overflow|seed \d+: grad"),
+    "zeros written behind a row's end": ("logprob.cuh", "static_cast<int>(bounded(words - first, 0, kWords))", "kWords", "address", r"heap-buffer-overflow|seed \d+: grad"),
     "no barrier before a row's sums are read": ("reduce.cuh", "scratch[threadIdx.x / kWarp] = of_warp;\n  __syncthreads();\n  for", "scratch[threadIdx.x / kWarp] = of_warp;\n  for", "thread", "data race"),
     "no barrier before the next of a row's sums": ("reduce.cuh", "  __syncthreads();  // before the next call writes scratch\n", "", "thread", "data race"),
     "a level of the maximum's shuffle missing": ("reduce.cuh", "for (int offset = kWarp / 2; offset > 0; offset /= 2) {", "for (int offset = kWarp / 4; offset > 0; offset /= 2) {", "plain", r"seed \d+: "),
@@ -305,6 +305,8 @@ ROW_FAULTS = {
     "a step of a row lost": ("logprob.cuh", "first += kRowPacks * kStride", "first += (kRowPacks + 1) * kStride", "plain", r"seed \d+: "),
     "words that are not there counted": ("logprob.cuh", "const T banned = Format::rounded(-static_cast<S>(Limits<double>::infinity()));", "const T banned = T(0);", "plain", r"seed \d+: "),
     "maximum raised without the sums": ("logprob.cuh", "    seen.raise(highest, inv_temperature);", "    seen.sums.max = highest;", "plain", r"seed \d+: "),
+    "a row's last part lost": ("logprob.cuh", "1 + (words - 1) / kPartWords<T>", "words / kPartWords<T>", "plain", r"seed \d+: grad"),
+    "the target in the row's first part": ("logprob.cuh", "index - p.target.first_word - begin", "index - p.target.first_word", "plain", r"seed \d+: grad"),
     "last word of a pack never the target": ("logprob.cuh", "target < first + kWords)", "target < first + kWords - 1)", "plain", r"seed \d+: grad"),
 }  # fmt: skip
 FAULTS = [("random_cases", name) for name in BATCH_FAULTS] + [("random_rows", name) for name in ROW_FAULTS]

@@ -357,8 +357,7 @@ def test_memory(dtype, asked, case, products):
     by_words = asked == HEAD and isinstance(groups, Words)
     waiting = 2 if dtype == BFLOAT16 else 4
     sizes = list(made.bytes)
-    # The gradient of the hidden states takes their operand's place, where it is of its dtype.
-    for count in [tokens * width] * (dtype == FLOAT16) + [weights] * ("weight" in asked):
+    for count in [tokens * width] + [weights] * ("weight" in asked):
         sizes.remove(waiting * count)
         if dtype == FLOAT16:
             sizes.remove(2 * count)  # handed over by backward
