@@ -86,26 +86,37 @@ def _memory(head: Head, grad_weight: Tensor, tile: int, room: int, *, hidden: bo
     """All in ``grad_weight`` and ``room`` bytes: as many words are kept as these allow."""
     blocks = _in_gradient(head, grad_weight.view(-1))
     done = blocks[-1].words.stop if blocks else 0
-    left, size = head.words - done, head.operand_dtype.itemsize
-    wide = head.dtype.itemsize // size  # an operand's numbers take the place of one logit, or sum
+    wide = _wide(head)
     sums = even_row(wide * head.tokens * head.size) if hidden else 0
     first = max(wide * tile * head.row, sums + wide * tile * LEAST_WORDS)
-    most = max(LEAST_WORDS, _even_within((room // size - first) // head.tokens))
-    beside = min(most, left)
-    memory = head.weight.new_empty(first + head.tokens * even_row(beside), dtype=head.operand_dtype)
-    blocks.append(_Block(slice(done, done + beside), _rows(memory[first:], head.tokens, beside), None))
-    done, left = done + beside, left - beside
-    free = memory[sums:]
-    for part in even_slices(left, _even_within(len(free) // (head.tokens + wide * tile)), EVEN_WORDS) if left else ():
-        count = part.stop - part.start
-        at_once = min(head.tokens, (len(free) // even_row(count) - head.tokens) // wide)
-        at_once = max(tile, at_once // GPU_TOKENS * GPU_TOKENS)
-        logits = wide * at_once * even_row(count)
-        again = rows_in(free[:logits].view(head.dtype), count)
-        blocks.append(_Block(slice(done + part.start, done + part.stop), _rows(free[logits:], head.tokens, count), again))
+    most = max(LEAST_WORDS, _even_within((room // head.operand_dtype.itemsize - first) // head.tokens))
+    beside = slice(done, min(done + most, head.words))
+    of_beside = head.tokens * even_row(beside.stop - done)
+    memory = head.weight.new_empty(first + of_beside, dtype=head.operand_dtype)
+    blocks.append(_Block(beside, _rows(memory[first:], head.tokens, beside), None))
+    if beside.stop < head.words:
+        blocks += _made_again(head, beside.stop, memory[sums:], tile)
     logits = rows_in(memory[: wide * tile * head.row].view(head.dtype), head.words)
     of_hidden = memory[: wide * head.tokens * head.size].view(head.dtype).view(head.tokens, head.size) if hidden else None
     return _Memory(logits, of_hidden, blocks)
+
+
+def _wide(head: Head) -> int:
+    """Numbers of an operand in whose place one logit lies, or one sum."""
+    return head.dtype.itemsize // head.operand_dtype.itemsize
+
+
+def _made_again(head: Head, first_word: int, free: Tensor, tile: int) -> Iterable[_Block]:
+    """Blocks of the words from ``first_word`` on, each in all of ``free``: as few as can be, of logits of as many tokens, at least a tile's."""
+    wide = _wide(head)
+    most = _even_within(len(free) // (head.tokens + wide * tile))
+    for part in even_slices(head.words - first_word, most, EVEN_WORDS):
+        words = slice(first_word + part.start, first_word + part.stop)
+        row = even_row(words.stop - words.start)
+        tokens = min(head.tokens, (len(free) // row - head.tokens) // wide)
+        tokens = max(tile, tokens // GPU_TOKENS * GPU_TOKENS)
+        logits = _rows(free[: wide * tokens * row].view(head.dtype), tokens, words)
+        yield _Block(words, _rows(free[wide * tokens * row :], head.tokens, words), logits)
 
 
 def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
@@ -126,9 +137,10 @@ def _in_gradient(head: Head, flat: Tensor) -> list[_Block]:
         word += count
 
 
-def _rows(memory: Tensor, tokens: int, words: int) -> Tensor:
+def _rows(memory: Tensor, tokens: int, words: slice) -> Tensor:
     """``[tokens, words]`` at the beginning of flat ``memory``."""
-    return rows_in(memory[: tokens * even_row(words)], words)
+    count = words.stop - words.start
+    return rows_in(memory[: tokens * even_row(count)], count)
 
 
 def _even_within(words: int) -> int:
