@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
 from maspo_ext.errors import message
 from maspo_ext.torch_internals import (
-    is_batched,
     is_batched_by_autograd,
     is_differentiated,
     is_transformed,
@@ -48,11 +50,12 @@ def is_plain(*tensors: torch.Tensor) -> bool:
     Not those that torch.compile or make_fx traces, those without numbers (``meta``), and batches of vmap, as ``is_grads_batched``
     and ``jacobian(vectorize=True)`` make them of the gradient of a loss.
     """
-    return make_fx_mode() is None and not any(map(_is_special, tensors))
-
-
-def _is_special(tensor: torch.Tensor) -> bool:
-    return type(tensor) is not torch.Tensor or tensor.is_meta or is_batched(tensor) or is_batched_by_autograd(tensor)
+    if make_fx_mode() is not None or may_be_transformed():
+        return False
+    for tensor in tensors:
+        if type(tensor) is not torch.Tensor or tensor.is_meta or is_batched_by_autograd(tensor):
+            return False
+    return True
 
 
 def may_be_reused(saved: torch.Tensor, by: torch.Tensor) -> bool:
@@ -79,17 +82,26 @@ def refuse_forward_mode(name: str, value: torch.Tensor | None, op: str, alternat
 
 
 def needs_dispatcher() -> bool:
-    """Whether a call has to go through its op, which torch.compile puts into a graph and torch.func transforms.
+    """Whether a call has to go through its op, which torch.compile and make_fx put into a graph and torch.func transforms.
 
     Otherwise the op's kernel is called at once: the dispatcher's share of a small batch's time is large, and its errors for a
     value of the wrong type do not say what to do.
     """
-    return torch.compiler.is_compiling() or may_be_transformed()
+    return torch.compiler.is_compiling() or may_be_transformed() or make_fx_mode() is not None
 
 
 def may_be_differentiated_otherwise() -> bool:
     """Whether a call may be within forward mode or torch.func's derivatives."""
     return may_be_dual() or may_be_transformed()
+
+
+def untransformed(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Its ``apply`` for where ``refuse_transforms`` has passed: by torch's C++ at once, which refuses transforms, too.
+
+    The method of Python in between looks for torch.func's transforms, and at every argument for what may be left of them: that
+    takes as long as all the rest.
+    """
+    return super(torch.autograd.Function, function).apply
 
 
 def refuse_other_derivatives(inputs: dict[str, torch.Tensor | None], op: str, alternative: str) -> None:

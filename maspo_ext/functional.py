@@ -14,8 +14,9 @@ from maspo_ext.config import config_for
 from maspo_ext.derivatives import needs_dispatcher
 from maspo_ext.errors import message
 from maspo_ext.methods import BapoConfig, MethodConfig
-from maspo_ext.ops import local_bapo_sums, loss_of, prepared
-from maspo_ext.stats import PolicyLossStats, kept_stat_names, stat_names
+from maspo_ext.ops import local_bapo_sums, loss_at_once
+from maspo_ext.scalars import names_of, settings_of
+from maspo_ext.stats import PolicyLossStats
 
 
 class PolicyLossOutput(NamedTuple):
@@ -110,7 +111,19 @@ def policy_loss(
 
     Source: the config class of each mode; aggregation: ``agg_loss`` of verl 0.9.1.
     """
-    method = config_for(ratio_mode, config, hyper, "policy_loss")
+    lower = upper = None
+    if rollout_is_threshold is not None:
+        lower, upper = parse_threshold(rollout_is_threshold, rollout_is_weights is not None)
+    has_tensors = (rollout_is_weights is not None, entropy is not None, ref_log_prob is not None)
+    settings = None
+    if needs_dispatcher():
+        method = config_for(ratio_mode, config, hyper, "policy_loss")
+    else:
+        settings = settings_of(
+            ratio_mode, config, has_tensors, lower, upper, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size,
+            loss_scale_factor, dual_clip, entropy_alpha, entropy_kappa, kl_type, kl_coef, **hyper,
+        )  # fmt: skip
+        method = settings.config
     if old_log_prob is None:
         check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
         old_log_prob = log_prob.detach()
@@ -123,40 +136,19 @@ def policy_loss(
         )  # fmt: skip
     elif isinstance(method, BapoConfig):
         _require_one_rank(dp_size)
-    rollout_is_lower, rollout_is_upper = parse_threshold(rollout_is_threshold, rollout_is_weights is not None)
-    options = {
-        "rollout_is_weights": rollout_is_weights,
-        "rollout_is_lower": rollout_is_lower,
-        "rollout_is_upper": rollout_is_upper,
-        "loss_agg_mode": loss_agg_mode,
-        "dp_size": dp_size,
-        "batch_num_tokens": batch_num_tokens,
-        "global_batch_size": global_batch_size,
-        "loss_scale_factor": loss_scale_factor,
-        "bapo_sums": bapo_sums,
-        "dual_clip": dual_clip,
-        "entropy": entropy,
-        "entropy_alpha": entropy_alpha,
-        "entropy_kappa": entropy_kappa,
-        "ref_log_prob": ref_log_prob,
-        "kl_type": kl_type,
-        "kl_coef": kl_coef,
-        "cu_seqlens": cu_seqlens,
-        "max_seqlen": max_seqlen,
-    }
-    if needs_dispatcher():
-        loss, stats = torch.ops.maspo.loss(*tensors, **options, **method.op_keywords(ratio_mode))
-        names_of = stat_names
-    else:
-        loss, stats = loss_of(log_prob, *prepared(method, ratio_mode, *tensors, **options))
-        names_of = kept_stat_names
-    names = names_of(
-        ratio_mode,
-        entropy_adv=entropy is not None,
-        ref_kl=ref_log_prob is not None,
-        rollout_is=rollout_is_threshold is not None,
-    )
-    return PolicyLossOutput(loss, PolicyLossStats(stats, names))
+    if settings is not None:
+        loss, stats = loss_at_once(
+            settings, *tensors, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen, bapo_sums
+        )
+        return PolicyLossOutput(loss, PolicyLossStats(stats, settings.stat_names))
+    loss, stats = torch.ops.maspo.loss(
+        *tensors, rollout_is_weights=rollout_is_weights, loss_agg_mode=loss_agg_mode, dp_size=dp_size,
+        batch_num_tokens=batch_num_tokens, global_batch_size=global_batch_size, loss_scale_factor=loss_scale_factor,
+        bapo_sums=bapo_sums, dual_clip=dual_clip, entropy=entropy, entropy_alpha=entropy_alpha, entropy_kappa=entropy_kappa,
+        ref_log_prob=ref_log_prob, kl_type=kl_type, kl_coef=kl_coef, rollout_is_lower=lower, rollout_is_upper=upper,
+        cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, **method.op_keywords(ratio_mode),
+    )  # fmt: skip
+    return PolicyLossOutput(loss, PolicyLossStats(stats, names_of(ratio_mode, has_tensors, upper is not None)))
 
 
 def _require_one_rank(dp_size: Any) -> None:

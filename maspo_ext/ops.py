@@ -19,6 +19,7 @@ from maspo_ext.derivatives import (
     refuse_gradient_of_old,
     refuse_other_derivatives,
     refuse_transforms,
+    untransformed,
     without_second,
 )
 from maspo_ext.errors import message
@@ -29,12 +30,14 @@ from maspo_ext.stats import NUM_STATS
 # Registrations live as long as this object.
 _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.reference.loss"
+_forward = torch.ops.maspo.loss_forward.default
+_forward_packed = torch.ops.maspo.loss_forward_packed.default
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, log_prob, tensors, keywords):
-        loss, stats, dlogp, row_scale = forward_pass(log_prob, tensors, keywords, need_grad=True)
+    def forward(ctx, log_prob, op, arguments, keywords):
+        loss, stats, dlogp, row_scale = op(log_prob, *arguments, **keywords)
         ctx.save_for_backward(log_prob, dlogp, row_scale, keywords.get("cu_seqlens"))
         ctx.max_seqlen = keywords.get("max_seqlen")
         ctx.mark_non_differentiable(stats)
@@ -44,10 +47,13 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, _grad_stats):
         if grad_loss is None:
-            return None, None, None
+            return None, None, None, None
         log_prob, *saved, cu_seqlens = ctx.saved_tensors
         grad = _gradient(grad_loss, *saved, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
-        return without_second(grad, log_prob, "loss", _TWIN), None, None
+        return without_second(grad, log_prob, "loss", _TWIN), None, None, None
+
+
+_apply_loss = untransformed(_Loss)
 
 
 def _gradient(grad_loss, dlogp, row_scale, dtype, *packed):
@@ -96,45 +102,74 @@ def prepared(
     given = (rollout_is_weights is not None, entropy is not None, ref_log_prob is not None)
     checked = scalar_keywords(config, ratio_mode, *given, **scalars)
     tensors = (old_log_prob, advantages, response_mask)
-    shared = {}
-    if entropy is not None:
-        shared |= {"entropy": entropy} | {name: checked[name] for name in ("entropy_alpha", "entropy_kappa")}
-    if cu_seqlens is not None:
-        shared |= _packed(cu_seqlens, max_seqlen)
-    keywords = {**checked, **shared}
-    for name, value in (
-        ("clip_bounds", _clip_bounds(config, log_prob, tensors, shared, bapo_sums, checked["dp_size"]) if search else None),
-        ("rollout_is_weights", rollout_is_weights),
-        ("ref_log_prob", ref_log_prob),
-    ):
+    keywords = tensor_keywords(rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen)
+    if search and (bapo_sums is not None or isinstance(config, BapoConfig)):
+        keywords["clip_bounds"] = clip_bounds(config, checked, log_prob, tensors, keywords, bapo_sums)
+    return tensors, {**checked, **keywords}
+
+
+def tensor_keywords(rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen):
+    """Those of ``forward_pass``: what there is of the optional tensors."""
+    keywords = {} if cu_seqlens is None else _packed(cu_seqlens, max_seqlen)
+    for name, value in (("rollout_is_weights", rollout_is_weights), ("entropy", entropy), ("ref_log_prob", ref_log_prob)):
         if value is not None:
             keywords[name] = value
-    return tensors, keywords
+    return keywords
 
 
 def forward_pass(log_prob, tensors, keywords, need_grad):
     """``(loss, stats, dlogp, row_scale)`` of what ``prepared`` gave; no part of autograd."""
-    return torch.ops.maspo.loss_forward(log_prob, *tensors, **keywords, need_grad=need_grad)
+    return _forward(log_prob, *tensors, **keywords, need_grad=need_grad)
 
 
-def loss_of(log_prob, tensors, keywords):
-    """``maspo::loss`` of what ``prepared`` gave: ``(loss, stats)``, differentiable in log_prob."""
+def loss_by(op, log_prob, arguments, keywords):
+    """``maspo::loss`` by ``loss_forward`` or ``loss_forward_packed``: ``(loss, stats)``, differentiable in log_prob.
+
+    Args:
+        arguments, keywords: of that op, the former without ``log_prob``.
+    """
+    need_grad = log_prob.requires_grad and torch.is_grad_enabled()
     if may_be_differentiated_otherwise():
-        inputs = dict(zip(("log_prob", "old_log_prob", "advantages", "response_mask"), (log_prob, *tensors), strict=True))
-        inputs |= {name: keywords.get(name) for name in ("rollout_is_weights", "entropy", "ref_log_prob")}
-        refuse_other_derivatives(inputs, "loss", _TWIN)
-    if torch.is_grad_enabled() and log_prob.requires_grad:
-        refuse_transforms("torch.ops.maspo.loss", _TWIN)
-        return _Loss.apply(log_prob, tensors, keywords)
-    refuse_gradient_of_old("log_prob does", tensors[0])
+        _refuse_other_derivatives(log_prob, arguments, keywords, need_grad)
+    if need_grad:
+        return _apply_loss(log_prob, op, arguments, keywords)
+    refuse_gradient_of_old("log_prob does", arguments[0])
     with torch.no_grad():  # whatever the others require, there is no way back to them
-        return forward_pass(log_prob, tensors, keywords, need_grad=False)[:2]
+        return op(log_prob, *arguments, **keywords, need_grad=False)[:2]
+
+
+def loss_at_once(
+    settings, log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens,
+    max_seqlen, bapo_sums,
+):  # fmt: skip
+    """``maspo::loss`` without the way through the dispatcher: ``(loss, stats)`` of tensors that are checked here.
+
+    Args:
+        settings: of ``settings_of``.
+    """
+    optional = (rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen)
+    check_tensors(log_prob, old_log_prob, advantages, response_mask, *optional)
+    keywords = tensor_keywords(*optional)
+    if type(settings.config) is BapoConfig:
+        tensors = (old_log_prob, advantages, response_mask)
+        keywords["clip_bounds"] = clip_bounds(settings.config, settings.checked, log_prob, tensors, keywords, bapo_sums)
+    arguments = (old_log_prob, advantages, response_mask, settings.packed)
+    return loss_by(_forward_packed, log_prob, arguments, keywords | settings.counts)
+
+
+def _refuse_other_derivatives(log_prob, arguments, keywords, need_grad):
+    inputs = dict(zip(("log_prob", "old_log_prob", "advantages", "response_mask"), (log_prob, *arguments[:3]), strict=True))
+    inputs |= {name: keywords.get(name) for name in ("rollout_is_weights", "entropy", "ref_log_prob")}
+    refuse_other_derivatives(inputs, "loss", _TWIN)
+    if need_grad:
+        refuse_transforms("torch.ops.maspo.loss", _TWIN)
 
 
 def _loss(log_prob, old_log_prob, advantages, response_mask, **keywords):
     """Kernel of ``maspo::loss`` on every device. The dispatcher drops the keywords at their default."""
     config, ratio_mode = take_config(keywords)
-    return loss_of(log_prob, *prepared(config, ratio_mode, log_prob, old_log_prob, advantages, response_mask, **keywords))
+    call = prepared(config, ratio_mode, log_prob, old_log_prob, advantages, response_mask, **keywords)
+    return loss_by(_forward, log_prob, *call)
 
 
 _library.impl("loss", _loss, "CompositeImplicitAutograd")
@@ -183,18 +218,25 @@ def local_bapo_sums(config, log_prob, *tensors, cu_seqlens=None, max_seqlen=None
     return torch.ops.maspo.bapo_sums(log_prob.detach(), *tensors, **config.candidates, **shared)
 
 
-def _clip_bounds(config, log_prob, tensors, shared, bapo_sums, dp_size):
-    """What BAPO's search finds, on the device; None for every other method."""
+def clip_bounds(config, checked, log_prob, tensors, keywords, bapo_sums):
+    """What BAPO's search finds, on the device; every other method has none.
+
+    Args:
+        checked: of ``scalar_keywords``.
+        keywords: of ``tensor_keywords``.
+        bapo_sums: those of all ranks; None: of this call's tokens.
+    """
     if not isinstance(config, BapoConfig):
-        if bapo_sums is not None:
-            raise ValueError(message("bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop it."))
-        return None
+        raise ValueError(message("bapo_sums", "None for a ratio_mode other than 'bapo'", "a tensor", "Drop it."))
     if bapo_sums is None:
+        dp_size = checked["dp_size"]
         if dp_size > 1:
             expected = f"the sums over all {dp_size} data-parallel ranks, since dp_size > 1"
             remedy = "Add torch.ops.maspo.bapo_sums(...) over the ranks (all_reduce) and pass the result: the op runs no collective of its own."
             raise ValueError(message("bapo_sums", expected, None, remedy))
-        bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared)
+        of_entropy = (name for name in ("entropy_alpha", "entropy_kappa") if "entropy" in keywords)
+        shared = {name: keywords[name] for name in ("entropy", "cu_seqlens", "max_seqlen") if name in keywords}
+        bapo_sums = local_bapo_sums(config, log_prob, *tensors, **shared, **{name: checked[name] for name in of_entropy})
     return torch.ops.maspo.bapo_bounds(bapo_sums, **config.candidates, **config.search())
 
 
@@ -202,13 +244,12 @@ def _arithmetic_dtype(log_prob: torch.Tensor) -> torch.dtype:
     return torch.float64 if log_prob.dtype == torch.float64 else torch.float32
 
 
-@register_fake("maspo::loss_forward")
-def _(
+def _fake_forward(
     log_prob,
     old_log_prob,
     advantages,
     response_mask,
-    *,
+    *_settings,
     rollout_is_weights=None,
     entropy=None,
     ref_log_prob=None,
@@ -236,6 +277,10 @@ def _(
         log_prob.new_empty(log_prob.shape if need_grad else (0, *log_prob.shape[1:]), dtype=dtype),
         log_prob.new_empty((rows,), dtype=torch.float64),
     )
+
+
+register_fake("maspo::loss_forward", _fake_forward)
+register_fake("maspo::loss_forward_packed", _fake_forward)
 
 
 @register_fake("maspo::loss_backward")

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 
 from maspo_ext.checks.aggregation import aggregation_keywords
 from maspo_ext.checks.kl import check_kl, kernel_kl_type
 from maspo_ext.checks.numbers import check_bool
 from maspo_ext.checks.rollout_is import check_rollout_bounds
+from maspo_ext.config import config_for
 from maspo_ext.errors import message
 from maspo_ext.methods import MethodConfig
 from maspo_ext.methods.entropy_adv import check_entropy_adv
+from maspo_ext.stats import stat_names
 
 _ENTROPY_DEFAULTS = (0.0, 2.0)  # of entropy_alpha and entropy_kappa
 _PASS_ENTROPY = "Pass the entropy of each token, [B, T]."
+_Checked = TypeVar("_Checked")
 
 
-def scalar_keywords(*call: Any, **scalars: Any) -> dict[str, Any]:
-    """:func:`_keywords`, kept, since a step's call repeats the one before and the checks take longer than a small loss."""
-    try:
-        return _kept(*call, **scalars)
-    except TypeError:
-        # Nothing to look it up by, as a SymInt of torch.compile, or what the checks refuse: they say so themselves.
-        pass
-    return _keywords(*call, **scalars)
+def kept(function: Callable[..., _Checked]) -> Callable[..., _Checked]:
+    """``function``, whose results nobody may change, by its arguments: the checks of a call take longer than a small loss, and a
+    step's call repeats the one before.
+
+    By their types, too: a True is no number of ranks, though it equals 1.
+    """
+    found = functools.lru_cache(maxsize=256, typed=True)(function)
+
+    @functools.wraps(function)
+    def kept_or_checked(*call: Any, **keywords: Any) -> _Checked:
+        try:
+            return found(*call, **keywords)
+        except TypeError:
+            # Nothing to look it up by, as a SymInt of torch.compile, or what the checks refuse: they say so themselves.
+            pass
+        return function(*call, **keywords)
+
+    return kept_or_checked
 
 
-def _keywords(
+@kept
+def scalar_keywords(
     config: MethodConfig,
     ratio_mode: str,
     has_weights: bool,
@@ -48,7 +65,7 @@ def _keywords(
     rollout_is_lower: float | None = None,
     rollout_is_upper: float | None = None,
 ) -> dict[str, Any]:
-    """The keywords, which nobody may change.
+    """The keywords.
 
     What has its default in ``loss_forward`` is left out: the dispatcher takes a third of a microsecond for each argument.
 
@@ -83,8 +100,71 @@ def _keywords(
     return keywords
 
 
-# By the types, too: a True is no number of ranks, though it equals 1.
-_kept = functools.lru_cache(maxsize=256, typed=True)(_keywords)
+class Settings(NamedTuple):
+    """What a call of ``policy_loss`` says besides its tensors.
+
+    Attributes:
+        config: the method's.
+        checked: of ``scalar_keywords``.
+        packed: ``settings`` of ``torch.ops.maspo.loss_forward_packed``.
+        counts: its counts, as keywords.
+        stat_names: what its statistics are.
+    """
+
+    config: MethodConfig
+    checked: dict[str, Any]
+    packed: list[float]
+    counts: dict[str, int]
+    stat_names: tuple[str | None, ...]
+
+
+@kept
+def settings_of(
+    ratio_mode: str,
+    config: MethodConfig | None,
+    has_tensors: tuple[bool, bool, bool],
+    rollout_is_lower: float | None,
+    rollout_is_upper: float | None,
+    /,
+    *values: Any,
+    **hyper: Any,
+) -> Settings:
+    """The checked settings of such a call, by few and positional arguments: they are looked up at every call.
+
+    Args:
+        has_tensors: as of ``scalar_keywords``.
+        *values: of ``_VALUES``.
+        ratio_mode, ...: of ``policy_loss``.
+
+    Raises:
+        TypeError, ValueError: as of ``config_for`` and ``scalar_keywords``.
+    """
+    config = config_for(ratio_mode, config, hyper, "policy_loss")
+    bounds = {"rollout_is_lower": rollout_is_lower, "rollout_is_upper": rollout_is_upper}
+    checked = scalar_keywords(config, ratio_mode, *has_tensors, **bounds, **dict(zip(_VALUES, values, strict=True)))
+    counts = {name: checked[name] for name in ("batch_num_tokens", "global_batch_size") if name in checked}
+    packed = torch.ops.maspo.loss_settings(**{name: value for name, value in checked.items() if name not in counts})
+    return Settings(config, checked, packed, counts, names_of(ratio_mode, has_tensors, rollout_is_upper is not None))
+
+
+_VALUES = (
+    "loss_agg_mode",
+    "dp_size",
+    "batch_num_tokens",
+    "global_batch_size",
+    "loss_scale_factor",
+    "dual_clip",
+    "entropy_alpha",
+    "entropy_kappa",
+    "kl_type",
+    "kl_coef",
+)
+
+
+def names_of(ratio_mode: str, has_tensors: tuple[bool, bool, bool], bounded: bool) -> tuple[str | None, ...]:
+    """Of the statistics of a call with such tensors, and with or without a bound of the rollout's weights."""
+    _, has_entropy, has_ref = has_tensors
+    return stat_names(ratio_mode, entropy_adv=has_entropy, ref_kl=has_ref, rollout_is=bounded)
 
 
 def _entropy_adv(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +43,6 @@ def stat_names(
         "actor/rollout_is_outside_frac" if rollout_is else None,
     )
     return _OF_CLIP + of_method + _OF_RATIO + of_options
-
-
-# The same; torch.compile, which cannot keep anything, warns of it.
-kept_stat_names = functools.lru_cache(maxsize=64)(stat_names)
 
 
 class PolicyLossStats(NamedTuple):

@@ -39,8 +39,7 @@ def _make_fx_mode() -> Callable[[], Any]:
 # make_fx's mode, or None where make_fx does not trace.
 make_fx_mode = _make_fx_mode()
 
-# Whether a tensor is a batch of vmap: torch.func's, or autograd's own (is_grads_batched).
-is_batched = _look_up("_C._functorch.is_batchedtensor", _unknown)
+# Whether a tensor is a batch of autograd's own vmap (is_grads_batched).
 is_batched_by_autograd = _look_up("_C._functorch.is_legacy_batchedtensor", _unknown)
 
 # Whether there may be dual tensors of forward mode.

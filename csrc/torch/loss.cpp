@@ -1,13 +1,13 @@
-// maspo::loss_forward and maspo::loss_backward: memory-safety checks, allocation, the way to an engine.
+// maspo::loss_forward, its settings, and maspo::loss_backward: memory-safety checks, allocation, the way to an engine.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <memory>
 #include <tuple>
 #include <vector>
 
 #include "cpu/engine.h"
 #include "torch/cpu_choice.h"
+#include "torch/loss_settings.h"
 #include "torch/parallel.h"
 #include "torch/tensors.h"
 #if defined(MASPO_WITH_CUDA)
@@ -19,22 +19,6 @@
 
 namespace maspo {
 namespace {
-
-template <size_t N>
-std::string listed(const char* const (&names)[N]) {
-  std::string text = names[0];
-  for (size_t i = 1; i < N; ++i) text = text + ", " + names[i];
-  return text;
-}
-
-template <size_t N>
-int32_t index_of(const char* const (&names)[N], const std::string& name, const char* what) {
-  const auto* end = names + N;
-  const auto* found = std::find(names, end, name);
-  STD_TORCH_CHECK(found != end, "maspo_ext: ", what, ": expected one of ", listed(names), ", got '", name,
-                  "'. Choose one of these, or call torch.ops.maspo.loss, which takes verl's names.");
-  return static_cast<int32_t>(found - names);
-}
 
 struct Outputs {
   Tensor loss, stats, dlogp, row_scale;
@@ -71,15 +55,15 @@ void forward_on_cpu(LossParams& params) {
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
-    Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask, std::string method,
-    std::vector<double> hyper, double clip_ratio_c, std::optional<Tensor> rollout_is_weights,
-    std::optional<Tensor> clip_bounds, std::string loss_agg_mode, int64_t dp_size,
-    std::optional<int64_t> batch_num_tokens, std::optional<int64_t> global_batch_size,
-    std::optional<double> loss_scale_factor, bool dual_clip, std::optional<Tensor> entropy, double entropy_alpha,
-    double entropy_kappa, std::optional<Tensor> ref_log_prob, std::string kl_type, double kl_coef,
-    std::optional<double> rollout_is_lower, std::optional<double> rollout_is_upper, std::optional<Tensor> cu_seqlens,
-    std::optional<int64_t> max_seqlen, bool need_grad) {
+struct Counts {
+  std::optional<int64_t> batch_num_tokens, global_batch_size;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& log_prob, const Tensor& old_log_prob, const Tensor& advantages, const Tensor& response_mask,
+    const LossSettings& settings, const std::optional<Tensor>& rollout_is_weights, const std::optional<Tensor>& entropy,
+    const std::optional<Tensor>& ref_log_prob, const std::optional<Tensor>& clip_bounds,
+    const std::optional<Tensor>& cu_seqlens, std::optional<int64_t> max_seqlen, const Counts& counts, bool need_grad) {
   LossParams params = {};
   params.batch = batch_of(log_prob, "log_prob", cu_seqlens, max_seqlen);
   const ViewReader view(params.batch, log_prob);
@@ -93,40 +77,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   params.entropy = view(entropy, "entropy");
   params.ref_log_prob = view(ref_log_prob, "ref_log_prob");
 
-  params.method = index_of(kMethodNames, method, "method");
-  STD_TORCH_CHECK(hyper.size() <= kMaxHyper, "maspo_ext: hyper: expected at most ", kMaxHyper, " hyper-parameters, got ",
-                  hyper.size(), ". Pass kernel_hyper() of the method's config class.");
-  std::copy(hyper.begin(), hyper.end(), params.hyper);
+  write(settings, params);
+  params.options.has_entropy = entropy.has_value();
+  params.options.has_ref = ref_log_prob.has_value();
+  params.aggregation.batch_num_tokens = static_cast<double>(counts.batch_num_tokens.value_or(-1));
+  params.aggregation.global_batch_size = static_cast<double>(counts.global_batch_size.value_or(-1));
   if (clip_bounds) {
     STD_TORCH_CHECK(params.method == kMethodClip && clip_bounds->numel() == kNumClipBounds &&
                         clip_bounds->scalar_type() == ScalarType::Double && clip_bounds->is_contiguous() &&
                         clip_bounds->device() == log_prob.device(),
                     "maspo_ext: clip_bounds: expected what bapo_bounds returned, with method='clip', got ",
                     torch::headeronly::toString(clip_bounds->scalar_type()), " of shape ", shape_of(*clip_bounds),
-                    " with method='", method, "'. Pass it as it is, or drop it.");
+                    " with method='", kMethodNames[params.method], "'. Pass it as it is, or drop it.");
     params.clip_bounds = static_cast<const double*>(clip_bounds->const_data_ptr());
   }
-  // A trailing "+" asks for the straight-through form, as in verl.
-  const bool straight_through = !kl_type.empty() && kl_type.back() == '+';
-  if (straight_through) kl_type.pop_back();
-  params.options = {clip_ratio_c,
-                    dual_clip,
-                    entropy.has_value(),
-                    entropy_alpha,
-                    entropy_kappa,
-                    ref_log_prob.has_value(),
-                    index_of(kKlTypeNames, kl_type, "kl_type"),
-                    straight_through,
-                    kl_coef,
-                    rollout_is_lower   ? kIsMask
-                    : rollout_is_upper ? kIsTruncate
-                                       : kIsAsGiven,
-                    rollout_is_lower.value_or(0.0),
-                    rollout_is_upper.value_or(Limits<double>::infinity())};
-  params.aggregation = {index_of(kAggModeNames, loss_agg_mode, "loss_agg_mode"),
-                        static_cast<double>(batch_num_tokens.value_or(-1)),
-                        static_cast<double>(global_batch_size.value_or(-1)), static_cast<double>(dp_size),
-                        loss_scale_factor.value_or(static_cast<double>(params.batch.cols))};
 
 #if defined(MASPO_WITH_CUDA)
   if (log_prob.is_cuda()) {
@@ -146,6 +110,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
   Outputs out = allocate(log_prob, need_grad, params);
   forward_on_cpu(params);
   return {out.loss, out.stats, out.dlogp, out.row_scale};
+}
+
+std::vector<double> loss_settings(std::string method, std::vector<double> hyper, double clip_ratio_c,
+                                  std::string loss_agg_mode, int64_t dp_size, std::optional<double> loss_scale_factor,
+                                  bool dual_clip, double entropy_alpha, double entropy_kappa, std::string kl_type,
+                                  double kl_coef, std::optional<double> rollout_is_lower,
+                                  std::optional<double> rollout_is_upper) {
+  return packed(settings_of(method, hyper, clip_ratio_c, loss_agg_mode, dp_size, loss_scale_factor, dual_clip, entropy_alpha,
+                            entropy_kappa, kl_type, kl_coef, rollout_is_lower, rollout_is_upper));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward_packed(
+    Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask, std::vector<double> settings,
+    std::optional<Tensor> rollout_is_weights, std::optional<Tensor> entropy, std::optional<Tensor> ref_log_prob,
+    std::optional<Tensor> clip_bounds, std::optional<Tensor> cu_seqlens, std::optional<int64_t> max_seqlen,
+    std::optional<int64_t> batch_num_tokens, std::optional<int64_t> global_batch_size, bool need_grad) {
+  return forward(log_prob, old_log_prob, advantages, response_mask, unpacked(settings), rollout_is_weights, entropy,
+                 ref_log_prob, clip_bounds, cu_seqlens, max_seqlen, {batch_num_tokens, global_batch_size}, need_grad);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
+    Tensor log_prob, Tensor old_log_prob, Tensor advantages, Tensor response_mask, std::string method,
+    std::vector<double> hyper, double clip_ratio_c, std::optional<Tensor> rollout_is_weights,
+    std::optional<Tensor> clip_bounds, std::string loss_agg_mode, int64_t dp_size,
+    std::optional<int64_t> batch_num_tokens, std::optional<int64_t> global_batch_size,
+    std::optional<double> loss_scale_factor, bool dual_clip, std::optional<Tensor> entropy, double entropy_alpha,
+    double entropy_kappa, std::optional<Tensor> ref_log_prob, std::string kl_type, double kl_coef,
+    std::optional<double> rollout_is_lower, std::optional<double> rollout_is_upper, std::optional<Tensor> cu_seqlens,
+    std::optional<int64_t> max_seqlen, bool need_grad) {
+  const LossSettings settings =
+      settings_of(method, hyper, clip_ratio_c, loss_agg_mode, dp_size, loss_scale_factor, dual_clip, entropy_alpha,
+                  entropy_kappa, kl_type, kl_coef, rollout_is_lower, rollout_is_upper);
+  return forward(log_prob, old_log_prob, advantages, response_mask, settings, rollout_is_weights, entropy, ref_log_prob,
+                 clip_bounds, cu_seqlens, max_seqlen, {batch_num_tokens, global_batch_size}, need_grad);
 }
 
 void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::optional<Tensor> cu_seqlens,
@@ -195,11 +193,15 @@ Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarTyp
 }  // namespace
 }  // namespace maspo
 
-#define MASPO_LOSS_KERNELS                                           \
-  m.impl("loss_forward", TORCH_BOX(&maspo::loss_forward));           \
-  m.impl("loss_backward", TORCH_BOX(&maspo::loss_backward));         \
+#define MASPO_LOSS_KERNELS                                               \
+  m.impl("loss_forward", TORCH_BOX(&maspo::loss_forward));               \
+  m.impl("loss_forward_packed", TORCH_BOX(&maspo::loss_forward_packed)); \
+  m.impl("loss_backward", TORCH_BOX(&maspo::loss_backward));             \
   m.impl("loss_backward_out", TORCH_BOX(&maspo::loss_backward_out));
 
+STABLE_TORCH_LIBRARY_IMPL(maspo, CompositeExplicitAutograd, m) {
+  m.impl("loss_settings", TORCH_BOX(&maspo::loss_settings));
+}
 STABLE_TORCH_LIBRARY_IMPL(maspo, CPU, m) { MASPO_LOSS_KERNELS }
 #if defined(MASPO_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(maspo, CUDA, m) { MASPO_LOSS_KERNELS }

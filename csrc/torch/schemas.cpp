@@ -8,6 +8,8 @@
 //                         and row_scale says what that is. On a GPU, where one pass does it all, row_scale is what dlogp
 //                         still lacks: 1 where the caller's counts give the scale, and all of it else, and without need_grad.
 //                         `method` is a name of csrc/core/methods.h; checks only what memory safety needs, not ranges.
+//   maspo::loss_forward_packed   the same with names and numbers in one list, as maspo::loss_settings returns it: for a caller
+//                         that keeps it while it runs. No graph has it, since the list's order is that of this version.
 //   maspo::loss_backward  that derivative times grad_loss, rounded to `dtype`, that of log_prob.
 //   maspo::loss_backward_out     the same into `grad`, which may be dlogp.
 //   maspo::bapo_sums      BAPO's sums at all candidates, lower ones first: float64, to be added over data-parallel ranks.
@@ -26,15 +28,18 @@
 
 #define MASPO_REWARDED "Tensor advantages, Tensor response_mask"
 #define MASPO_TENSORS "Tensor log_prob, Tensor old_log_prob, " MASPO_REWARDED
-#define MASPO_COUNTS                                                                                \
-  "int dp_size=1, SymInt? batch_num_tokens=None, SymInt? global_batch_size=None, "                  \
-  "float? loss_scale_factor=None"
-#define MASPO_ENTROPY "Tensor? entropy=None, float entropy_alpha=0.0, float entropy_kappa=2.0"
+#define MASPO_GLOBAL "SymInt? batch_num_tokens=None, SymInt? global_batch_size=None"
+#define MASPO_FACTOR "float? loss_scale_factor=None"
+#define MASPO_COUNTS "int dp_size=1, " MASPO_GLOBAL ", " MASPO_FACTOR
+#define MASPO_SHAPING "float entropy_alpha=0.0, float entropy_kappa=2.0"
+#define MASPO_ENTROPY "Tensor? entropy=None, " MASPO_SHAPING
+#define MASPO_KL "str kl_type=\"k3\", float kl_coef=0.0"
+#define MASPO_BOUNDS "float? rollout_is_lower=None, float? rollout_is_upper=None"
+#define MASPO_METHOD "str method, float[] hyper, float clip_ratio_c"
+#define MASPO_AGGREGATION "str loss_agg_mode=\"token-mean\""
 #define MASPO_PACKED "Tensor? cu_seqlens=None, SymInt? max_seqlen=None"
 #define MASPO_OPTIONS                                                                               \
-  "bool dual_clip=False, " MASPO_ENTROPY                                                            \
-  ", Tensor? ref_log_prob=None, str kl_type=\"k3\", float kl_coef=0.0, "                            \
-  "float? rollout_is_lower=None, float? rollout_is_upper=None, " MASPO_PACKED
+  "bool dual_clip=False, " MASPO_ENTROPY ", Tensor? ref_log_prob=None, " MASPO_KL ", " MASPO_BOUNDS ", " MASPO_PACKED
 #define MASPO_LOSS_KEYWORDS                                                                         \
   "Tensor? rollout_is_weights=None, float sigma_base=1.0, float alpha=0.3, float sigma_high=10.0, " \
   "float adv_low=0.1, float adv_high=10.0, float beta_pos=0.03, float beta_neg=0.03, "              \
@@ -42,8 +47,8 @@
   ", bool gate_gradient=False, float clip_ratio_low=0.2, float clip_ratio_high=0.2, "               \
   "float clip_ratio_c=3.0, str ratio_mode=\"maspo\", float[] hyper=[], Tensor? bapo_sums=None, " MASPO_OPTIONS
 #define MASPO_KERNEL_KEYWORDS                                                                       \
-  "str method, float[] hyper, float clip_ratio_c, Tensor? rollout_is_weights=None, "                \
-  "Tensor? clip_bounds=None, str loss_agg_mode=\"token-mean\", " MASPO_COUNTS ", " MASPO_OPTIONS
+  MASPO_METHOD ", Tensor? rollout_is_weights=None, Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_COUNTS ", " MASPO_OPTIONS
+#define MASPO_FORWARD "(Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)"
 #define MASPO_LOSS_BACKWARD "Tensor grad_loss, Tensor dlogp, Tensor row_scale"
 
 // Which words of which vocabulary the logits are.
@@ -62,7 +67,12 @@
 STABLE_TORCH_LIBRARY(maspo, m) {
   m.def("loss(" MASPO_TENSORS ", *, " MASPO_LOSS_KEYWORDS ") -> (Tensor loss, Tensor stats)");
   m.def("loss_forward(" MASPO_TENSORS ", *, " MASPO_KERNEL_KEYWORDS
-        ", bool need_grad=True) -> (Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)");
+        ", bool need_grad=True) -> " MASPO_FORWARD);
+  m.def("loss_settings(" MASPO_METHOD ", *, " MASPO_AGGREGATION ", int dp_size=1, " MASPO_FACTOR
+        ", bool dual_clip=False, " MASPO_SHAPING ", " MASPO_KL ", " MASPO_BOUNDS ") -> float[]");
+  m.def("loss_forward_packed(" MASPO_TENSORS ", float[] settings, *, Tensor? rollout_is_weights=None, Tensor? entropy=None, "
+        "Tensor? ref_log_prob=None, Tensor? clip_bounds=None, " MASPO_PACKED ", " MASPO_GLOBAL
+        ", bool need_grad=True) -> " MASPO_FORWARD);
   m.def("loss_backward(" MASPO_LOSS_BACKWARD ", ScalarType dtype, " MASPO_PACKED ") -> Tensor");
   m.def("loss_backward_out(" MASPO_LOSS_BACKWARD ", " MASPO_PACKED ", *, Tensor(a!) grad) -> ()");
   m.def("bapo_sums(" MASPO_TENSORS ", *, float[] lower, float[] upper, " MASPO_ENTROPY ", " MASPO_PACKED

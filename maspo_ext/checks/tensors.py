@@ -96,6 +96,10 @@ def check_tensors(
     of: str = "log_prob",
 ) -> None:
     """Types, dtypes, devices and shapes of the tensor arguments; ``of``: what the user knows ``log_prob`` by."""
+    if rollout_is_weights is entropy is ref_log_prob is cu_seqlens is max_seqlen is None and _are_usual(
+        log_prob, old_log_prob, advantages, response_mask
+    ):
+        return
     check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
     check_device("log_prob", log_prob)
     if cu_seqlens is not None:
@@ -118,6 +122,25 @@ def check_tensors(
             check_tensor(name, value, dtypes, device, of)
             if value.shape != shape:
                 _check_other_shape(name, value, tuple(shape), cu_seqlens, of)
+
+
+def _are_usual(log_prob: Any, old_log_prob: Any, advantages: Any, response_mask: Any) -> bool:
+    """Whether these pass all checks since they are as in most calls, told by few operations: dense tensors of one shape [B, T]."""
+    if not type(log_prob) is type(old_log_prob) is type(advantages) is type(response_mask) is torch.Tensor:
+        return False
+    if not log_prob.layout is old_log_prob.layout is advantages.layout is response_mask.layout is _DENSE:
+        return False
+    shape, device = log_prob.shape, log_prob.device
+    return (
+        len(shape) == 2
+        and shape == old_log_prob.shape == advantages.shape == response_mask.shape
+        and device == old_log_prob.device == advantages.device == response_mask.device
+        and log_prob.dtype in FLOAT_DTYPES
+        and old_log_prob.dtype in FLOAT_DTYPES
+        and advantages.dtype in FLOAT_DTYPES
+        and response_mask.dtype in _MASK_DTYPES
+        and device.type in _DEVICES
+    )
 
 
 def _wrong_dimensions(log_prob: torch.Tensor, packed: bool) -> ValueError:

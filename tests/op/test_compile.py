@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maspo_ext
@@ -79,11 +80,11 @@ class CallsBelow(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def calls_below(batch, need_grad=True, **keywords):
+def calls_below(batch, need_grad=True, function=op, **keywords):
     """Those of a forward pass and of two backward passes, the last of which may use the saved memory, by name."""
     log_prob = batch["log_prob"].requires_grad_(need_grad)
     with CallsBelow() as recorder:
-        loss, _ = op(**batch, **keywords)
+        loss, _ = function(**batch, **keywords)
         if need_grad:
             torch.autograd.grad(loss, log_prob, retain_graph=True)
             torch.autograd.grad(loss, log_prob, torch.full_like(loss, 0.5))
@@ -110,6 +111,22 @@ def test_opcheck_forward_and_backward(case, need_grad, device):
     assert list(calls) == (names if need_grad else names[:1])
     for function, args, kwargs in calls.values():
         torch.library.opcheck(function, args, kwargs)
+
+
+@pytest.mark.parametrize("counts", [{}, {"batch_num_tokens": 7, "global_batch_size": 3}], ids=["local", "global"])
+@pytest.mark.parametrize("need_grad", [True, False])
+def test_opcheck_forward_of_the_function(need_grad, counts, device):
+    calls = calls_below(random_batch(3, 5, device=device), need_grad, maspo_ext.policy_loss, **counts)
+    function, args, kwargs = calls["loss_forward_packed"]
+    torch.library.opcheck(function, args, kwargs)
+
+
+def test_a_graph_of_the_function_says_what_it_computes(device):
+    """By names: it may be kept for another version."""
+    batch = random_batch(3, 5, device=device)
+    log_prob = batch.pop("log_prob")
+    graph = make_fx(lambda log_prob: maspo_ext.policy_loss(log_prob, **batch).loss)(log_prob).code
+    assert "loss_forward.default(" in graph and "method = 'maspo'" in graph and "packed" not in graph
 
 
 def with_options(method, packed, device):

@@ -75,6 +75,17 @@ def test_clip_bounds_are_checked(shape):
             torch.ops.maspo.loss_forward(**batch, **kernel, clip_bounds=wrong)
 
 
+def test_packed_settings_are_checked():
+    batch = random_batch(4, 6, dtype=torch.float32)
+    right = torch.ops.maspo.loss_settings(**KERNEL)
+    for packed_loss, loss in zip(torch.ops.maspo.loss_forward_packed(**batch, settings=right), torch.ops.maspo.loss_forward(**batch, **KERNEL), strict=True):
+        assert torch.equal(packed_loss, loss)
+    names = (0, 1, 8)  # of the method, the aggregation and the KL estimate
+    for wrong in ([], right[1:], [*right, 0.0], *([*right[:i], bad, *right[i + 1 :]] for i in names for bad in (-1.0, 99.0, float("nan")))):
+        with pytest.raises(RuntimeError, match=r"maspo_ext: settings: expected what loss_settings returned, got \d+ numbers .*\. Pass"):
+            torch.ops.maspo.loss_forward_packed(**batch, settings=wrong)
+
+
 def test_bapo_ops_check_what_they_get():
     batch = random_batch(4, 6, weights=False)
     search = {"target": 1.0, "eps": 1e-8, "upper_first": False}

@@ -1,11 +1,13 @@
 """The scalars of a call are checked once and kept: what is refused must not hide behind what was taken."""
 
+import copy
+
 import pytest
 import torch
 
 import maspo_ext
-from maspo_ext import ops
-from maspo_ext.scalars import scalar_keywords
+from maspo_ext import functional
+from maspo_ext.scalars import settings_of
 
 B, T = 2, 3
 
@@ -54,20 +56,26 @@ def test_a_call_is_not_changed_by_the_one_before():
     assert call(batch_num_tokens=3).loss == first
 
 
-def test_kept_keywords_stay_as_they_are(monkeypatch):
+def test_kept_settings_stay_as_they_are(monkeypatch):
     seen = []
 
-    def spied(*call, **scalars):
-        keywords = scalar_keywords(*call, **scalars)
-        seen.append((keywords, dict(keywords)))
-        return keywords
+    def spied(*call, **hyper):
+        settings = settings_of(*call, **hyper)
+        seen.append((settings, copy.deepcopy(settings)))
+        return settings
 
-    monkeypatch.setattr(ops, "scalar_keywords", spied)
+    monkeypatch.setattr(functional, "settings_of", spied)
     log_prob = torch.full((B, T), -1.0, requires_grad=True)
     for _ in range(2):
         maspo_ext.policy_loss(
             log_prob, log_prob.detach(), torch.ones(B), torch.ones(B, T), entropy=torch.ones(B, T), entropy_alpha=0.25,
-            ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=7,
+            ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=7, alpha=0.5,
         ).loss.backward()  # fmt: skip
     (first, before), (second, _) = seen
     assert first is second and first == before
+
+
+def test_a_bool_among_kept_hyper_parameters_is_refused_after_the_number_that_it_equals():
+    call(alpha=1)
+    with pytest.raises(TypeError, match="alpha"):
+        call(alpha=True)
