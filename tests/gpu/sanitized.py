@@ -30,7 +30,7 @@ def losses():
             for ratio_mode in maspo_ext.RATIO_MODES:
                 options = {"entropy": torch.rand_like(tensors[0])} if ratio_mode == "entropy_adv" else {}
                 log_prob = tensors[0].clone().requires_grad_()
-                for counts in ({}, {"batch_num_tokens": 9}):
+                for counts in ({}, {"batch_num_tokens": 9, "global_batch_size": 2}):
                     maspo_ext.policy_loss(
                         log_prob, *tensors[1:], mask, ratio_mode=ratio_mode, **options, **counts
                     ).loss.backward()
@@ -46,6 +46,7 @@ def rows_of_logits():
     for words, dtype in (
         (5, torch.float32),
         (8200, torch.float32),
+        (16500, torch.float32),  # two blocks for a row backward
         (9001, torch.bfloat16),
         (515, torch.float16),
         (2050, torch.float64),
