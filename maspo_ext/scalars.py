@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -147,17 +148,11 @@ def settings_of(
     return Settings(config, checked, packed, counts, names_of(ratio_mode, has_tensors, rollout_is_upper is not None))
 
 
-_VALUES = (
-    "loss_agg_mode",
-    "dp_size",
-    "batch_num_tokens",
-    "global_batch_size",
-    "loss_scale_factor",
-    "dual_clip",
-    "entropy_alpha",
-    "entropy_kappa",
-    "kl_type",
-    "kl_coef",
+# Those that a call of policy_loss says as they are, in their order.
+_VALUES = tuple(
+    name
+    for name, parameter in inspect.signature(scalar_keywords).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and not name.startswith("rollout_is")
 )
 
 
