@@ -19,7 +19,7 @@ from byte_tokenizer import build_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 # The teacher is always right for this part of the warm start, then only as often as the second number says.
-RELIABLE_PART = 0.82
+RELIABLE_PART = 0.84
 CORRECT_SHARE = 0.05
 WRONG_OFFSETS = (-2, -1, 1, 2)
 IGNORED_LABEL = -100
