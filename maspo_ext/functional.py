@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from maspo_ext.checks.aggregation import count_keywords
 from maspo_ext.checks.rollout_is import parse_threshold
 from maspo_ext.checks.tensors import FLOAT_DTYPES, check_tensor, check_tensors
 from maspo_ext.config import config_for
@@ -120,10 +121,11 @@ def policy_loss(
         method = config_for(ratio_mode, config, hyper, "policy_loss")
     else:
         settings = settings_of(
-            ratio_mode, config, has_tensors, lower, upper, loss_agg_mode, dp_size, batch_num_tokens, global_batch_size,
-            loss_scale_factor, dual_clip, entropy_alpha, entropy_kappa, kl_type, kl_coef, **hyper,
+            ratio_mode, config, has_tensors, lower, upper, loss_agg_mode, dp_size, loss_scale_factor, dual_clip, entropy_alpha,
+            entropy_kappa, kl_type, kl_coef, **hyper,
         )  # fmt: skip
         method = settings.config
+        counts = count_keywords(settings.checked["loss_agg_mode"], settings.checked["dp_size"], batch_num_tokens, global_batch_size)
     if old_log_prob is None:
         check_tensor("log_prob", log_prob, FLOAT_DTYPES, None)
         old_log_prob = log_prob.detach()
@@ -138,7 +140,7 @@ def policy_loss(
         _require_one_rank(dp_size)
     if settings is not None:
         loss, stats = loss_at_once(
-            settings, *tensors, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen, bapo_sums
+            settings, counts, *tensors, rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen, bapo_sums
         )
         return PolicyLossOutput(loss, PolicyLossStats(stats, settings.stat_names))
     loss, stats = torch.ops.maspo.loss(

@@ -20,7 +20,7 @@ from maspo_ext.logits.linear_loss import (
     refuse_what_is_made,
 )
 from maspo_ext.methods import MethodConfig
-from maspo_ext.scalars import scalar_keywords
+from maspo_ext.scalars import keywords_with_counts
 
 _OF_THE_METHOD = {"ratio_mode", "config"}
 # Keywords of policy_loss that are settings of a run, with their defaults; the others are of a batch.
@@ -109,7 +109,7 @@ class PolicyLoss(torch.nn.Module):
 def _check_settings(ratio_mode: str, config: MethodConfig, *, rollout_is_threshold: Any, **scalars: Any) -> None:
     """As the function would for a batch with every tensor."""
     lower, upper = parse_threshold(rollout_is_threshold, True)
-    scalar_keywords(config, ratio_mode, True, True, True, rollout_is_lower=lower, rollout_is_upper=upper, **scalars)
+    keywords_with_counts(config, ratio_mode, True, True, True, rollout_is_lower=lower, rollout_is_upper=upper, **scalars)
 
 
 class LinearPolicyLoss(PolicyLoss):

@@ -24,7 +24,7 @@ from maspo_ext.derivatives import (
 )
 from maspo_ext.errors import message
 from maspo_ext.methods import BapoConfig, MaspoConfig
-from maspo_ext.scalars import scalar_keywords
+from maspo_ext.scalars import keywords_with_counts
 from maspo_ext.stats import NUM_STATS
 
 # Registrations live as long as this object.
@@ -32,6 +32,7 @@ _library = Library("maspo", "IMPL")
 _TWIN = "maspo_ext.reference.loss"
 _forward = torch.ops.maspo.loss_forward.default
 _forward_packed = torch.ops.maspo.loss_forward_packed.default
+_backward_out = torch.ops.maspo.loss_backward_out.default
 
 
 class _Loss(torch.autograd.Function):
@@ -61,7 +62,7 @@ def _gradient(grad_loss, dlogp, row_scale, dtype, *packed):
     if dlogp.dtype != dtype or not may_be_reused(dlogp, grad_loss):
         return torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, dtype, *packed)
     if not is_known_one(grad_loss):  # on a CPU, where dlogp has its scale already
-        torch.ops.maspo.loss_backward_out(grad_loss, dlogp, row_scale, *packed, grad=dlogp)
+        _backward_out(grad_loss, dlogp, row_scale, *packed, grad=dlogp)
     return dlogp
 
 
@@ -85,7 +86,7 @@ def prepared(
 ):
     """The arguments of a call, checked, as ``(tensors, keywords)`` of ``forward_pass``; for ``bapo``, if asked, after its search.
 
-    ``scalars``: those of ``scalar_keywords``, which has their defaults.
+    ``scalars``: those of ``keywords_with_counts``, which has their defaults.
     """
     check_tensors(
         log_prob,
@@ -100,7 +101,7 @@ def prepared(
         of,
     )
     given = (rollout_is_weights is not None, entropy is not None, ref_log_prob is not None)
-    checked = scalar_keywords(config, ratio_mode, *given, **scalars)
+    checked = keywords_with_counts(config, ratio_mode, *given, **scalars)
     tensors = (old_log_prob, advantages, response_mask)
     keywords = tensor_keywords(rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen)
     if search and (bapo_sums is not None or isinstance(config, BapoConfig)):
@@ -139,13 +140,14 @@ def loss_by(op, log_prob, arguments, keywords):
 
 
 def loss_at_once(
-    settings, log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens,
+    settings, counts, log_prob, old_log_prob, advantages, response_mask, rollout_is_weights, entropy, ref_log_prob, cu_seqlens,
     max_seqlen, bapo_sums,
 ):  # fmt: skip
     """``maspo::loss`` without the way through the dispatcher: ``(loss, stats)`` of tensors that are checked here.
 
     Args:
         settings: of ``settings_of``.
+        counts: of ``count_keywords``.
     """
     optional = (rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_seqlen)
     check_tensors(log_prob, old_log_prob, advantages, response_mask, *optional)
@@ -154,7 +156,7 @@ def loss_at_once(
         tensors = (old_log_prob, advantages, response_mask)
         keywords["clip_bounds"] = clip_bounds(settings.config, settings.checked, log_prob, tensors, keywords, bapo_sums)
     arguments = (old_log_prob, advantages, response_mask, settings.packed)
-    return loss_by(_forward_packed, log_prob, arguments, keywords | settings.counts)
+    return loss_by(_forward_packed, log_prob, arguments, keywords | counts)
 
 
 def _refuse_other_derivatives(log_prob, arguments, keywords, need_grad):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from maspo_ext.checks.aggregation import aggregation_keywords
+from maspo_ext.checks.aggregation import aggregation_keywords, count_keywords
 from maspo_ext.checks.kl import check_kl, kernel_kl_type
 from maspo_ext.checks.numbers import check_bool
 from maspo_ext.checks.rollout_is import check_rollout_bounds
@@ -55,8 +55,6 @@ def scalar_keywords(
     *,
     loss_agg_mode: str | None = None,
     dp_size: int = 1,
-    batch_num_tokens: int | None = None,
-    global_batch_size: int | None = None,
     loss_scale_factor: float | None = None,
     dual_clip: bool = False,
     entropy_alpha: float = _ENTROPY_DEFAULTS[0],
@@ -66,7 +64,7 @@ def scalar_keywords(
     rollout_is_lower: float | None = None,
     rollout_is_upper: float | None = None,
 ) -> dict[str, Any]:
-    """The keywords.
+    """The keywords, but for the counts, which are others in every batch.
 
     What has its default in ``loss_forward`` is left out: the dispatcher takes a third of a microsecond for each argument.
 
@@ -79,7 +77,7 @@ def scalar_keywords(
     """
     if loss_agg_mode is None:
         loss_agg_mode = config.default_loss_agg_mode
-    aggregation = aggregation_keywords(loss_agg_mode, dp_size, batch_num_tokens, global_batch_size, loss_scale_factor)
+    aggregation = aggregation_keywords(loss_agg_mode, dp_size, loss_scale_factor)
     check_bool("dual_clip", dual_clip, "It bounds the ratio of tokens with a negative advantage.")
     check_kl(kl_type, kl_coef, has_ref)
     check_rollout_bounds(rollout_is_lower, rollout_is_upper, has_weights)
@@ -101,21 +99,37 @@ def scalar_keywords(
     return keywords
 
 
+def keywords_with_counts(
+    config: MethodConfig,
+    ratio_mode: str,
+    *has_tensors: bool,
+    batch_num_tokens: int | None = None,
+    global_batch_size: int | None = None,
+    **scalars: Any,
+) -> dict[str, Any]:
+    """``scalar_keywords`` and the counts, which are checked at every call.
+
+    Raises:
+        TypeError, ValueError: as of ``scalar_keywords`` and ``count_keywords``.
+    """
+    checked = scalar_keywords(config, ratio_mode, *has_tensors, **scalars)
+    counts = count_keywords(checked["loss_agg_mode"], checked["dp_size"], batch_num_tokens, global_batch_size)
+    return {**checked, **counts}
+
+
 class Settings(NamedTuple):
-    """What a call of ``policy_loss`` says besides its tensors.
+    """What a call of ``policy_loss`` says besides its tensors and counts.
 
     Attributes:
         config: the method's.
         checked: of ``scalar_keywords``.
         packed: ``settings`` of ``torch.ops.maspo.loss_forward_packed``.
-        counts: its counts, as keywords.
         stat_names: what its statistics are.
     """
 
     config: MethodConfig
     checked: dict[str, Any]
     packed: list[float]
-    counts: dict[str, int]
     stat_names: tuple[str | None, ...]
 
 
@@ -143,9 +157,8 @@ def settings_of(
     config = config_for(ratio_mode, config, hyper, "policy_loss")
     bounds = {"rollout_is_lower": rollout_is_lower, "rollout_is_upper": rollout_is_upper}
     checked = scalar_keywords(config, ratio_mode, *has_tensors, **bounds, **dict(zip(_VALUES, values, strict=True)))
-    counts = {name: checked[name] for name in ("batch_num_tokens", "global_batch_size") if name in checked}
-    packed = torch.ops.maspo.loss_settings(**{name: value for name, value in checked.items() if name not in counts})
-    return Settings(config, checked, packed, counts, names_of(ratio_mode, has_tensors, rollout_is_upper is not None))
+    packed = torch.ops.maspo.loss_settings(**checked)
+    return Settings(config, checked, packed, names_of(ratio_mode, has_tensors, rollout_is_upper is not None))
 
 
 # Those that a call of policy_loss says as they are, in their order.

@@ -18,32 +18,43 @@ _COUNT_OF_MODE = {
 LOSS_AGG_MODES = tuple(_COUNT_OF_MODE)
 
 
-def aggregation_keywords(
-    loss_agg_mode: str,
-    dp_size: int,
-    batch_num_tokens: int | None,
-    global_batch_size: int | None,
-    loss_scale_factor: float | None,
-) -> dict[str, Any]:
-    """The aggregation mode and the counts that it divides by, without those that are None.
+def aggregation_keywords(loss_agg_mode: str, dp_size: int, loss_scale_factor: float | None) -> dict[str, Any]:
+    """The aggregation mode and what it divides by in every batch, without what is None.
 
     Raises:
-        TypeError, ValueError: the mode's name, or a count, is wrong; or the count is missing that ranks or other counts call for.
+        TypeError, ValueError: the mode's name, or a number, is wrong.
     """
     _check_mode(loss_agg_mode)
     of_ranks = "It is the number of data-parallel ranks whose gradients are averaged."
     keywords = {"loss_agg_mode": loss_agg_mode, "dp_size": whole_number("dp_size", dp_size, 1, of_ranks)}
-    counts = {"batch_num_tokens": batch_num_tokens, "global_batch_size": global_batch_size}
-    for name, count in counts.items():
-        if count is not None:
-            of_count = "It is a count over all data-parallel ranks and micro-batches; None counts locally."
-            keywords[name] = whole_number(name, count, 0, of_count)
     if loss_scale_factor is not None:
         remedy = "It divides the sequence sums; None takes the padded width T."
         check_positive("loss_scale_factor", loss_scale_factor, remedy)
         keywords["loss_scale_factor"] = loss_scale_factor
-    _check_count_of_mode(loss_agg_mode, dp_size, counts)
     return keywords
+
+
+def count_keywords(
+    loss_agg_mode: str, dp_size: int, batch_num_tokens: int | None, global_batch_size: int | None
+) -> dict[str, int]:
+    """The counts that a mode divides by in this batch, without those that are None.
+
+    Args:
+        loss_agg_mode, dp_size: checked, as ``aggregation_keywords`` gives them.
+
+    Raises:
+        TypeError, ValueError: a count is wrong; or the one is missing that ranks or the other count call for.
+    """
+    of_count = "It is a count over all data-parallel ranks and micro-batches; None counts locally."
+    counts = {}
+    if batch_num_tokens is not None:
+        counts["batch_num_tokens"] = whole_number("batch_num_tokens", batch_num_tokens, 0, of_count)
+    if global_batch_size is not None:
+        counts["global_batch_size"] = whole_number("global_batch_size", global_batch_size, 0, of_count)
+    needed = _COUNT_OF_MODE[loss_agg_mode]
+    if needed is not None and needed not in counts:
+        _check_missing_count(needed, loss_agg_mode, dp_size, counts)
+    return counts
 
 
 def _check_mode(loss_agg_mode: str) -> None:
@@ -52,18 +63,14 @@ def _check_mode(loss_agg_mode: str) -> None:
         raise ValueError(message("loss_agg_mode", f"one of {', '.join(LOSS_AGG_MODES)}", repr(loss_agg_mode), remedy))
 
 
-def _check_count_of_mode(loss_agg_mode: str, dp_size: int, counts: dict[str, int | None]) -> None:
-    """That the count by which the mode divides is given, if there are other ranks or another count is."""
-    needed = _COUNT_OF_MODE[loss_agg_mode]
-    if needed is None or counts[needed] is not None:
-        return
+def _check_missing_count(needed: str, loss_agg_mode: str, dp_size: int, counts: dict[str, int]) -> None:
+    """That there are neither other ranks nor the other count, since the count by which the mode divides is not given."""
     if dp_size > 1:
         expected = f"the count over all {dp_size} data-parallel ranks, since dp_size > 1 and loss_agg_mode is {loss_agg_mode!r}"
         remedy = "Sum the local counts over the ranks (all_reduce) and pass the result: the op runs no collective of its own."
         raise ValueError(message(needed, expected, None, remedy))
-    for name, count in counts.items():
-        if count is not None:
-            expected = (
-                f"the count of the global batch, since {name} is given and loss_agg_mode={loss_agg_mode!r} does not divide by that"
-            )
-            raise ValueError(message(needed, expected, None, f"Pass {needed}, or neither for a batch that is not split."))
+    for name in counts:
+        expected = (
+            f"the count of the global batch, since {name} is given and loss_agg_mode={loss_agg_mode!r} does not divide by that"
+        )
+        raise ValueError(message(needed, expected, None, f"Pass {needed}, or neither for a batch that is not split."))

@@ -108,6 +108,8 @@ def whole_number(name: str, value: Any, least: int, remedy: str) -> int:
         TypeError: it is no number.
         ValueError: it is not whole, below ``least``, or so large that it counts nothing.
     """
+    if type(value) is int and least <= value <= LARGEST_COUNT:
+        return value  # at once: a step has another count each time
     expected, symbolic = f"a whole number >= {least}", isinstance(value, torch.SymInt)
     check_number(name, value, expected, lambda v: v >= least and (symbolic or v == int(v)), remedy, kind="")
     if symbolic:

@@ -56,7 +56,7 @@ def test_a_call_is_not_changed_by_the_one_before():
     assert call(batch_num_tokens=3).loss == first
 
 
-def test_kept_settings_stay_as_they_are(monkeypatch):
+def test_kept_settings_stay_as_they_are_whatever_the_count(monkeypatch):
     seen = []
 
     def spied(*call, **hyper):
@@ -66,10 +66,10 @@ def test_kept_settings_stay_as_they_are(monkeypatch):
 
     monkeypatch.setattr(functional, "settings_of", spied)
     log_prob = torch.full((B, T), -1.0, requires_grad=True)
-    for _ in range(2):
+    for count in (7, 8):
         maspo_ext.policy_loss(
             log_prob, log_prob.detach(), torch.ones(B), torch.ones(B, T), entropy=torch.ones(B, T), entropy_alpha=0.25,
-            ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=7, alpha=0.5,
+            ref_log_prob=torch.zeros(B, T), kl_type="kl+", kl_coef=0.5, batch_num_tokens=count, alpha=0.5,
         ).loss.backward()  # fmt: skip
     (first, before), (second, _) = seen
     assert first is second and first == before
