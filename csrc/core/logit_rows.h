@@ -54,13 +54,18 @@ struct LogprobGradParams {
   const void* dlog_prob;
   const void* dentropy;  // null: 0
   const RowState* state;
-  void* grad;  // the logits' shape; may be their memory where the dtype is theirs, too
   DType grad_dtype;
-  int64_t grad_outer_stride, grad_inner_stride;
 };
 
-MASPO_HD int64_t grad_offset(const LogprobGradParams& p, int64_t row) {
-  return row / p.logits.inner * p.grad_outer_stride + row % p.logits.inner * p.grad_inner_stride;
+// Where the gradient of the words [first, first + words) of the rows goes.
+struct GradBlock {
+  void* data;  // may be the memory of these logits where the dtype is theirs, too
+  int64_t first, words;
+  int64_t outer_stride, inner_stride;  // as of LogitRows
+};
+
+MASPO_HD int64_t grad_offset(const LogitRows& r, const GradBlock& b, int64_t row) {
+  return row / r.inner * b.outer_stride + row % r.inner * b.inner_stride;
 }
 
 // What a row leaves forward: of an ignored one zeros, else what its sums make; `target_logit` is read where the target is here.

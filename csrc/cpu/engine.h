@@ -33,7 +33,7 @@ using ForwardUnit = void (*)(const LossParams&, int64_t unit);
 using BapoUnit = void (*)(const BapoParams&, int64_t unit);
 // One row of logits; rows are independent of each other.
 using LogprobRow = void (*)(const LogprobParams&, int64_t row);
-using LogprobGradRow = void (*)(const LogprobGradParams&, int64_t row);
+using LogprobGradRow = void (*)(const LogprobGradParams&, const GradBlock&, int64_t row);
 
 struct CpuKernels {
   const char* name;

@@ -98,19 +98,19 @@ void logprob_row(const LogprobParams& p, int64_t row) {
 
 // The gradient may be the logits' own memory: a word is read before it is written, and never again.
 template <class V>
-void logprob_grad_row(const LogprobGradParams& p, int64_t row) {
+void logprob_grad_row(const LogprobGradParams& p, const GradBlock& block, int64_t row) {
   using S = scalar_t<V>;
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t nowhere = -1;
   const int64_t index = p.target.index[row];
   const TargetKind kind = target_kind(p.target, p.logits.words, index);
-  const int64_t start = row_offset(p.logits, row), grad_start = grad_offset(p, row);
+  const int64_t start = row_offset(p.logits, row) + block.first, grad_start = grad_offset(p.logits, block, row);
   const RowGradient<S> g = row_gradient<S>(p, row, kind);
-  const int64_t target = kind == kTargetHere ? index - p.target.first_word : nowhere;
+  const int64_t target = kind == kTargetHere ? index - p.target.first_word - block.first : nowhere;
   Words<V> words;
   alignas(64) S out[kWords];
-  for (int64_t first = 0; first < p.logits.words; first += kWords) {
-    const int64_t left = p.logits.words - first;
+  for (int64_t first = 0; first < block.words; first += kWords) {
+    const int64_t left = block.words - first;
     const int count = static_cast<int>(left < kWords ? left : kWords);
     if (kind == kTargetIgnored) {
       for (int i = 0; i < count; ++i) out[i] = S(0);
@@ -121,7 +121,7 @@ void logprob_grad_row(const LogprobGradParams& p, int64_t row) {
       }
       if (target >= first && target < first + count) out[target - first] += dtarget_of(g);
     }
-    store_tokens(p.grad, p.grad_dtype, grad_start + first, count, out);
+    store_tokens(block.data, p.grad_dtype, grad_start + first, count, out);
   }
 }
 

@@ -27,8 +27,8 @@ int bapo_bounds_cuda(const BapoCandidates& candidates, const double* sums, doubl
 
 // Rows of logits; any number that a grid has blocks for.
 int logprob_cuda(const LogprobParams& params, CudaPlace place);
-// The gradient has the logits' dtype; that of float32 logits may have bfloat16 or float16, too.
-int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place);
+// Into so many blocks. The gradient has the logits' dtype; that of float32 logits may have bfloat16 or float16, too.
+int logprob_grad_cuda(const LogprobGradParams& params, const GradBlock* blocks, size_t count, CudaPlace place);
 
 // data = data * *by, rounded once, both on the device; `by` is of the dtype's arithmetic type.
 int scale_cuda(void* data, DType dtype, int64_t count, const void* by, CudaPlace place);

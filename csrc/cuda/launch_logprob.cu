@@ -19,32 +19,46 @@ cudaError_t over_rows(const LogitRows& logits, CudaPlace place, Run run) {
   return with_format(logits.dtype, run);
 }
 
-// A block for each of the rows' parts.
-template <class Kernel, class Params>
-cudaError_t launch_rows(Kernel kernel, const Params& p, int64_t parts, CudaPlace place) {
-  if (parts > kMaxBlocks / row_count(p.logits)) return cudaErrorInvalidConfiguration;
-  return launch(kernel, dim3(static_cast<unsigned>(row_count(p.logits) * parts)), kRowThreads, place, p);
+// A block of threads for each of the rows' parts in these blocks of words, at most kMaxGradBlocks.
+template <class Format, class GradFormat>
+cudaError_t launch_grads(const LogprobGradParams& p, const GradBlock* blocks, size_t count, CudaPlace place) {
+  GradBlocks some = {};
+  int64_t parts = 0;
+  for (size_t i = 0; i < count; ++i) {
+    parts += parts_of_row<typename Format::Stored>(blocks[i].words);
+    if (parts > kMaxBlocks / row_count(p.logits)) return cudaErrorInvalidConfiguration;
+    some.of[i] = blocks[i];
+    some.parts_up_to[i] = static_cast<unsigned>(parts);
+  }
+  some.count = static_cast<int>(count);
+  const dim3 grid(static_cast<unsigned>(row_count(p.logits) * parts));
+  return launch(logprob_grad_kernel<Format, GradFormat>, grid, kRowThreads, place, p, some);
 }
 
 }  // namespace
 
 int logprob_cuda(const LogprobParams& params, CudaPlace place) {
   return over_rows(params.logits, place, [&](auto format) {
-    return launch_rows(logprob_kernel<decltype(format)>, params, 1, place);
+    const dim3 grid(static_cast<unsigned>(row_count(params.logits)));
+    return launch(logprob_kernel<decltype(format)>, grid, kRowThreads, place, params);
   });
 }
 
-int logprob_grad_cuda(const LogprobGradParams& params, CudaPlace place) {
+int logprob_grad_cuda(const LogprobGradParams& params, const GradBlock* blocks, size_t count, CudaPlace place) {
   return over_rows(params.logits, place, [&](auto format) {
     using Format = decltype(format);
-    const DType dtype = params.logits.dtype;
-    const int64_t parts = parts_of_row<typename Format::Stored>(params.logits.words);
-    if (params.grad_dtype == dtype) return launch_rows(logprob_grad_kernel<Format, Format>, params, parts, place);
-    if constexpr (std::is_same_v<Format, Float32>) {
-      if (params.grad_dtype == kBFloat16) return launch_rows(logprob_grad_kernel<Float32, BFloat16>, params, parts, place);
-      if (params.grad_dtype == kFloat16) return launch_rows(logprob_grad_kernel<Float32, Float16>, params, parts, place);
+    cudaError_t status = cudaSuccess;
+    for (size_t first = 0; first < count && status == cudaSuccess; first += kMaxGradBlocks) {
+      const size_t now = std::min<size_t>(count - first, kMaxGradBlocks);
+      status = cudaErrorInvalidValue;
+      if (params.grad_dtype == params.logits.dtype) {
+        status = launch_grads<Format, Format>(params, blocks + first, now, place);
+      } else if constexpr (std::is_same_v<Format, Float32>) {
+        if (params.grad_dtype == kBFloat16) status = launch_grads<Float32, BFloat16>(params, blocks + first, now, place);
+        if (params.grad_dtype == kFloat16) status = launch_grads<Float32, Float16>(params, blocks + first, now, place);
+      }
     }
-    return static_cast<cudaError_t>(cudaErrorInvalidValue);
+    return status;
   });
 }
 

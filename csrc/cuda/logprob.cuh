@@ -30,6 +30,14 @@ MASPO_HD int64_t parts_of_row(int64_t words) {
   return words <= kPartWords<T> ? 1 : 1 + (words - 1) / kPartWords<T>;
 }
 
+// What one launch makes: the threads that are done wait for those of the last block alone.
+constexpr int kMaxGradBlocks = 8;
+struct GradBlocks {
+  GradBlock of[kMaxGradBlocks];
+  unsigned parts_up_to[kMaxGradBlocks];  // of a row, in a block and those before it
+  int count;
+};
+
 // Calls each(first, count, packs) for this thread's words of a row: packs[k], an array of one or of kRowPacks, has
 // `count` words from first + k * kRowThreads * kPackWords on, and `missing` behind them. A row starts anywhere, so its
 // full packs are those that lie on 16-byte boundaries, and at either end some words are left over.
@@ -166,18 +174,23 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobBlocks<typename Format::A
 // The gradient may be the logits' own memory: a thread reads its words before it writes them, and no other thread does.
 template <class Format, class GradFormat>
 __global__ void __launch_bounds__(kRowThreads, kLogprobGradBlocks<typename Format::Arithmetic>)
-    logprob_grad_kernel(LogprobGradParams p) {
+    logprob_grad_kernel(LogprobGradParams p, GradBlocks blocks) {
   using S = typename Format::Arithmetic;
   using T = typename Format::Stored;
   using G = typename GradFormat::Stored;
   constexpr int kWords = kPackWords<T>;
   constexpr int64_t nowhere = -1;
-  const unsigned parts = static_cast<unsigned>(parts_of_row<T>(p.logits.words));
+  const unsigned parts = blocks.parts_up_to[blocks.count - 1];
   const int64_t row = blockIdx.x / parts;
-  const int64_t begin = blockIdx.x % parts * kPartWords<T>, words = bounded(p.logits.words - begin, 0, kPartWords<T>);
+  unsigned part = blockIdx.x % parts;
+  int which = 0;
+  while (part >= blocks.parts_up_to[which]) ++which;
+  if (which > 0) part -= blocks.parts_up_to[which - 1];
+  const GradBlock& block = blocks.of[which];
+  const int64_t begin = part * kPartWords<T>, words = bounded(block.words - begin, 0, kPartWords<T>);
   const int64_t index = p.target.index[row];
   const TargetKind kind = target_kind(p.target, p.logits.words, index);
-  G* grad = static_cast<G*>(p.grad) + grad_offset(p, row) + begin;
+  G* grad = static_cast<G*>(block.data) + grad_offset(p.logits, block, row) + begin;
   if (kind == kTargetIgnored) {
     for (int64_t first = static_cast<int64_t>(threadIdx.x) * kWords; first < words; first += int64_t{kRowThreads} * kWords) {
       const G zeros[kWords] = {};
@@ -185,10 +198,11 @@ __global__ void __launch_bounds__(kRowThreads, kLogprobGradBlocks<typename Forma
     }
     return;
   }
-  const int64_t target = kind == kTargetHere ? index - p.target.first_word - begin : nowhere;
-  const T* part = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row) + begin;
+  const int64_t first = block.first + begin;
+  const int64_t target = kind == kTargetHere ? index - p.target.first_word - first : nowhere;
+  const T* logits = static_cast<const T*>(p.logits.data) + row_offset(p.logits, row) + first;
   const GradWriter<Format, GradFormat> writer = {row_gradient<S>(p, row, kind), target, grad};
-  for_each_pack(part, words, T(0), writer);
+  for_each_pack(logits, words, T(0), writer);
 }
 
 }  // namespace maspo

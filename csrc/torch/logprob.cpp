@@ -1,4 +1,4 @@
-// maspo::logprob_forward, logprob_backward and logprob_backward_out: from rows of logits to log-probability and entropy.
+// maspo::logprob_forward, logprob_backward and its forms with memory that is given: from rows of logits to log-probability and entropy.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -132,9 +132,31 @@ const void* row_data(const Tensor& t, const Tensor& logits, int64_t rows, Scalar
   return t.const_data_ptr();
 }
 
-void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target,
-                          Tensor entropy, Tensor state, double temperature, int64_t ignore_index, int64_t first_word,
-                          std::optional<int64_t> all_words, Tensor grad) {
+// `grad` as that of the words from `first` on.
+GradBlock grad_block(const LogprobGradParams& params, int64_t first, const Tensor& grad, const Tensor& logits) {
+  const LogitRows& as = params.logits;
+  RowStrides strides = row_strides(grad, "grads");
+  const bool has_rows = strides.outer * strides.inner == row_count(as);
+  // Evenly spaced rows may be counted as those of logits are.
+  if (strides.outer == 1) strides = {as.outer, as.inner, as.inner * strides.inner_stride, strides.inner_stride};
+  const GradBlock block = {grad.mutable_data_ptr(), first, grad.size(grad.dim() - 1), strides.outer_stride, strides.inner_stride};
+  const DType dtype = dtype_of(grad.scalar_type(), "grads");
+  STD_TORCH_CHECK(is_on(grad, logits) && has_rows && strides.outer == as.outer && strides.inner == as.inner &&
+                      first + block.words <= as.words && dtype == params.grad_dtype && is_floating(dtype) &&
+                      arithmetic_type(dtype) == arithmetic_type(as.dtype),
+                  "maspo_ext: grads: expected shape ", shape_of(logits), " (that of logits) or blocks of its words, their device, and one "
+                  "dtype with the same arithmetic, got ", torch::headeronly::toString(grad.scalar_type()), " of shape ", shape_of(grad),
+                  ". Make it with torch.empty_like.");
+  const bool over_logits = block.data == static_cast<const char*>(as.data) + first * size_of(as.dtype);
+  STD_TORCH_CHECK(!over_logits || (dtype == as.dtype && strides.inner_stride == as.inner_stride &&
+                                   (as.outer == 1 || strides.outer_stride == as.outer_stride)),
+                  "maspo_ext: grads: expected the dtype and strides of logits, since it has their memory, got others. Pass logits itself.");
+  return block;
+}
+
+void logprob_backward_blocks_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target,
+                                 Tensor entropy, Tensor state, double temperature, int64_t ignore_index,
+                                 int64_t first_word, std::optional<int64_t> all_words, std::vector<Tensor> grads) {
   LogprobGradParams params = {};
   read_rows(logits, target, {ignore_index, first_word, all_words}, params.logits, params.target);
   params.inv_temperature = 1.0 / temperature;
@@ -146,34 +168,34 @@ void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tens
   params.state = static_cast<const RowState*>(row_data(state, logits, 2 * rows, ScalarType::Double));
   if (rows == 0) return;  // no memory to compare either
 
-  RowStrides strides = row_strides(grad, "grad");
-  // Evenly spaced rows may be counted as those of logits are.
-  const LogitRows& as = params.logits;
-  if (strides.outer == 1) strides = {as.outer, as.inner, as.inner * strides.inner_stride, strides.inner_stride};
-  params.grad = grad.mutable_data_ptr();
-  params.grad_dtype = dtype_of(grad.scalar_type(), "grad");
-  params.grad_outer_stride = strides.outer_stride;
-  params.grad_inner_stride = strides.inner_stride;
-  STD_TORCH_CHECK(is_on(grad, logits) && grad.numel() == logits.numel() &&
-                      grad.size(grad.dim() - 1) == as.words && strides.outer == as.outer && strides.inner == as.inner &&
-                      is_floating(params.grad_dtype) && arithmetic_type(params.grad_dtype) == type,
-                  "maspo_ext: grad: expected shape ", shape_of(logits), " (that of logits), their device, and a dtype with the same "
-                  "arithmetic, got ", torch::headeronly::toString(grad.scalar_type()), " of shape ", shape_of(grad),
-                  ". Make it with torch.empty_like.");
-  STD_TORCH_CHECK(params.grad != as.data ||
-                      (params.grad_dtype == as.dtype && strides.inner_stride == as.inner_stride &&
-                       (as.outer == 1 || strides.outer_stride == as.outer_stride)),
-                  "maspo_ext: grad: expected the dtype and strides of logits, since it has their memory, got others. Pass logits itself.");
+  params.grad_dtype = dtype_of(grads.empty() ? type : grads[0].scalar_type(), "grads");
+  std::vector<GradBlock> blocks;
+  int64_t words = 0;
+  for (const Tensor& grad : grads) {
+    blocks.push_back(grad_block(params, words, grad, logits));
+    words += blocks.back().words;
+  }
+  STD_TORCH_CHECK(words == params.logits.words, "maspo_ext: grads: expected those of all ", params.logits.words, " words, got those of ",
+                  words, ". Pass one tensor like logits, or one for each block of words, in their order.");
 #if defined(MASPO_WITH_CUDA)
   if (logits.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-    check_cuda(logprob_grad_cuda(params, current_cuda_place(logits)), "logprob_backward");
+    check_cuda(logprob_grad_cuda(params, blocks.data(), blocks.size(), current_cuda_place(logits)), "logprob_backward");
     return;
   }
 #endif
   const CpuKernels& kernels = chosen_cpu_kernels();
   const LogprobGradRow of_row = type == ScalarType::Double ? kernels.logprob_grad_double : kernels.logprob_grad_float;
-  for_rows(rows, params.logits.words, [&](int64_t row) { of_row(params, row); });
+  for (const GradBlock& block : blocks) {
+    for_rows(rows, block.words, [&](int64_t row) { of_row(params, block, row); });
+  }
+}
+
+void logprob_backward_out(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target,
+                          Tensor entropy, Tensor state, double temperature, int64_t ignore_index, int64_t first_word,
+                          std::optional<int64_t> all_words, Tensor grad) {
+  logprob_backward_blocks_out(dlog_prob, dentropy, logits, target, entropy, state, temperature, ignore_index, first_word,
+                              all_words, {grad});
 }
 
 Tensor logprob_backward(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor logits, Tensor target, Tensor entropy,
@@ -192,7 +214,8 @@ Tensor logprob_backward(Tensor dlog_prob, std::optional<Tensor> dentropy, Tensor
 #define MASPO_LOGPROB_KERNELS                                              \
   m.impl("logprob_forward", TORCH_BOX(&maspo::logprob_forward));           \
   m.impl("logprob_backward", TORCH_BOX(&maspo::logprob_backward));         \
-  m.impl("logprob_backward_out", TORCH_BOX(&maspo::logprob_backward_out));
+  m.impl("logprob_backward_out", TORCH_BOX(&maspo::logprob_backward_out)); \
+  m.impl("logprob_backward_blocks_out", TORCH_BOX(&maspo::logprob_backward_blocks_out));
 
 STABLE_TORCH_LIBRARY_IMPL(maspo, CPU, m) { MASPO_LOGPROB_KERNELS }
 #if defined(MASPO_WITH_CUDA)

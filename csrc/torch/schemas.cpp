@@ -20,6 +20,7 @@
 //                         exp((logit - max) / temperature)), float64 [..., 2].
 //   maspo::logprob_backward      d loss / d logits. A shard of the vocabulary has the words from first_word on of all_words.
 //   maspo::logprob_backward_out  the same into `grad`, which may be the memory of logits.
+//   maspo::logprob_backward_blocks_out  the same into `grads`, one for each block of words.
 //   maspo::linear_logprob, linear_loss  the same and the loss from hidden states and the weight of the head, in chunks. Their
 //                         kernels, and those of their _forward and _backward, are Python: maspo_ext/logits/.
 //   maspo::scale_         a tensor times a number in place, on a GPU, where nobody looks at that number before: 1 costs nothing.
@@ -85,6 +86,7 @@ STABLE_TORCH_LIBRARY(maspo, m) {
         ") -> (Tensor log_prob, Tensor entropy, Tensor state)");
   m.def("logprob_backward(" MASPO_LOGPROB_BACKWARD ") -> Tensor");
   m.def("logprob_backward_out(" MASPO_LOGPROB_BACKWARD ", *, Tensor(a!) grad) -> ()");
+  m.def("logprob_backward_blocks_out(" MASPO_LOGPROB_BACKWARD ", *, Tensor(a!)[] grads) -> ()");
   m.def("linear_logprob(" MASPO_LINEAR ", " MASPO_HEAD
         ", int ignore_index=-100) -> (Tensor log_prob, Tensor entropy)");
   m.def("linear_logprob_forward(" MASPO_LINEAR ", " MASPO_HEAD

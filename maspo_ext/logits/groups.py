@@ -30,12 +30,14 @@ class LogprobOptions(NamedTuple):
         return Rows(*torch.ops.maspo.logprob_forward(logits, target, *self._of_block(head, words)))
 
     def gradient(
-        self, head: Head, words: slice, logits: Tensor, target: Tensor, rows: Rows, row_grads: RowGrads, out: Tensor
+        self, head: Head, words: slice, logits: Tensor, target: Tensor, rows: Rows, row_grads: RowGrads, *outs: Tensor
     ) -> None:
-        """Into ``out`` that of ``logits``, from the rows' gradients. ``rows`` are those of all words."""
-        torch.ops.maspo.logprob_backward_out(
-            *row_grads, logits, target, rows.entropy, rows.state, *self._of_block(head, words), grad=out
-        )
+        """Into ``outs``, one for each block of ``words``, that of ``logits``, from the rows' gradients. ``rows`` are those of all words."""
+        arguments = (*row_grads, logits, target, rows.entropy, rows.state, *self._of_block(head, words))
+        if len(outs) == 1:  # which may be the logits
+            torch.ops.maspo.logprob_backward_out(*arguments, grad=outs[0])
+        else:
+            torch.ops.maspo.logprob_backward_blocks_out(*arguments, grads=list(outs))
 
     def _of_block(self, head: Head, words: slice) -> tuple[float, int, int, int]:
         return self.temperature, self.ignore_index, self.first_word + words.start, self.all_words or head.words

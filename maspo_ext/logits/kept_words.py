@@ -45,6 +45,8 @@ def gradients(head: Head, loss: Callable[[], TokensLoss], options: LogprobOption
     # The operand of the products lies where the gradient of the hidden states will be.
     room = head.room(0) - _OF_TOKEN * head.tokens - (0 if grads.hidden is not None else head.hidden.nbytes)
     memory = _memory(head, grads.weight, tiles[0].stop, room, hidden=grads.hidden is not None)
+    kept = [block for block in memory.blocks if block.again is None]
+    of_kept = slice(0, kept[-1].words.stop)
     of_tiles: list[tuple[Rows, RowGrads]] = []
     for tile in tiles:
         logits = memory.logits[: tile.stop - tile.start]
@@ -52,9 +54,8 @@ def gradients(head: Head, loss: Callable[[], TokensLoss], options: LogprobOption
         target = loss().target[tile]
         rows = options.rows(head, head.all_words, logits, target)
         row_grads = loss().derivatives(tile, rows)
-        for words, dlogits, again in memory.blocks:
-            if again is None:
-                options.gradient(head, words, logits[:, words], target, rows, row_grads, dlogits[tile])
+        outs = (block.dlogits[tile] for block in kept)
+        options.gradient(head, of_kept, logits[:, of_kept], target, rows, row_grads, *outs)
         of_tiles.append((rows, row_grads))
     rows, row_grads = map(_joined, zip(*of_tiles, strict=True))
     target = loss().target

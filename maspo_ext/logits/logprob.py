@@ -163,5 +163,6 @@ def _(dlog_prob, dentropy, logits, target, entropy, state, *_numbers):
 
 
 @register_fake("maspo::logprob_backward_out")
-def _(dlog_prob, dentropy, logits, target, entropy, state, *_numbers, grad):
+@register_fake("maspo::logprob_backward_blocks_out")
+def _(*_arguments, **_memory):
     return None

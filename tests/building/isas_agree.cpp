@@ -116,7 +116,7 @@ Row<S> run_row(const CpuKernels& kernels, const std::vector<S>& logits, int64_t 
       {rows, targets, 1 / 0.7, row.log_prob.data(), row.entropy.data(), &state}, 0);
   const S dlog_prob = S(kUpstream), dentropy = S(-0.2);
   (sizeof(S) == 4 ? kernels.logprob_grad_float : kernels.logprob_grad_double)(
-      {rows, targets, 1 / 0.7, row.entropy.data(), &dlog_prob, &dentropy, &state, row.grad.data(), kType<S>, words, words}, 0);
+      {rows, targets, 1 / 0.7, row.entropy.data(), &dlog_prob, &dentropy, &state, kType<S>}, {row.grad.data(), 0, words, words, words}, 0);
   return row;
 }
 

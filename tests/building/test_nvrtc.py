@@ -20,8 +20,8 @@ template __global__ void backward_kernel<BFloat16>(BackwardParams);
 template __global__ void bapo_sums_kernel<float>(BapoParams, Cut);
 template __global__ void logprob_kernel<BFloat16>(LogprobParams);
 template __global__ void logprob_kernel<Float64>(LogprobParams);
-template __global__ void logprob_grad_kernel<Float16, Float16>(LogprobGradParams);
-template __global__ void logprob_grad_kernel<Float32, BFloat16>(LogprobGradParams);
+template __global__ void logprob_grad_kernel<Float16, Float16>(LogprobGradParams, GradBlocks);
+template __global__ void logprob_grad_kernel<Float32, BFloat16>(LogprobGradParams, GradBlocks);
 template __global__ void scale_kernel<BFloat16>(ScaleParams);
 }
 """

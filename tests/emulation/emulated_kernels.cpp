@@ -157,10 +157,8 @@ py::dict logprob(uint64_t seed, const py::array& logits, const py::array_t<int64
   g.state = results.state.as<RowState>();
   g.dlog_prob = dlog_prob.data();
   g.dentropy = dentropy.data();
-  g.grad = const_cast<void*>(view.data);
   g.grad_dtype = view.dtype;
-  g.grad_inner_stride = view.row_stride;
-  backward_rows(g, true);
+  backward_rows(g, {{const_cast<void*>(view.data), 0, p.logits.words, 0, view.row_stride}}, true);
   py::dict answer;
   answer["log_prob"] = numbers<double>(results.log_prob);
   answer["entropy"] = numbers<double>(results.entropy);
@@ -173,7 +171,8 @@ py::tuple errors_of_rows(int64_t outer, int64_t inner) {
   p.logits = {nullptr, kInt32, outer, inner, 0, 0, 1};
   LogprobGradParams g = {};
   g.logits = p.logits;
-  return py::make_tuple(logprob_cuda(p, {0, nullptr}), logprob_grad_cuda(g, {0, nullptr}));
+  const GradBlock block = {nullptr, 0, 1, 0, 0};
+  return py::make_tuple(logprob_cuda(p, {0, nullptr}), logprob_grad_cuda(g, &block, 1, {0, nullptr}));
 }
 
 }  // namespace

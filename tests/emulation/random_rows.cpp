@@ -66,6 +66,28 @@ int64_t draw_target(Draw& draw, const Targets& t, int64_t words) {
   return choices[draw.integer(0, 5)];
 }
 
+// A block of a row's words, and where its gradient goes.
+struct WordBlock {
+  int64_t first, words;
+  Layout where;
+};
+
+// All words as one block, which goes to `whole`, or as many, empty ones among them, of which each goes elsewhere unless `in_place`.
+std::vector<WordBlock> draw_blocks(uint64_t seed, const Layout& whole, int64_t outer, int64_t inner, int64_t words, bool in_place) {
+  Draw draw(~seed);  // of its own: a block more shifts nothing that is drawn elsewhere
+  if (draw.chance(0.5)) return {{0, words, whole}};
+  std::vector<int64_t> ends = {words};
+  for (int64_t more = draw.integer(1, 11); more > 0; --more) ends.push_back(draw.integer(0, words));
+  std::sort(ends.begin(), ends.end());
+  std::vector<WordBlock> blocks;
+  int64_t first = 0;
+  for (const int64_t end : ends) {
+    blocks.push_back({first, end - first, in_place ? whole : draw_layout(draw, outer, inner, end - first)});
+    first = end;
+  }
+  return blocks;
+}
+
 // The forward pass of the CPU's engine in float64, of the same logits.
 // A float sum of its own would be further from the truth than the kernels are allowed to be.
 RowResults exact_forward(LogprobParams p) {
@@ -194,18 +216,31 @@ void one_case(uint64_t seed, int) {
   const bool in_place = draw.chance(0.4);
   g.grad_dtype = in_place || dtype != kFloat32 || draw.chance(0.4) ? dtype : draw.chance(0.5) ? kBFloat16 : kFloat16;
   const Layout grad_layout = in_place || draw.chance(0.3) ? layout : draw_layout(draw, outer, inner, words);
-  g.grad_outer_stride = grad_layout.outer_stride;
-  g.grad_inner_stride = grad_layout.inner_stride;
+  const std::vector<WordBlock> cut = draw_blocks(seed, grad_layout, outer, inner, words, in_place);
   const auto gradient = [&](bool on_cuda) {
-    Memory grad = in_place ? copy_of(logits) : Memory(grad_layout.extent * size_of(g.grad_dtype));
-    g.grad = element(grad, g.grad_dtype, grad_layout.extent > 0 ? grad_layout.offset : 0);
-    g.logits.data = in_place ? g.grad : p.logits.data;
-    backward_rows(g, on_cuda);
-    return numbers_of(grad, g.grad_dtype);
+    Memory over_logits = copy_of(logits);
+    if (in_place) g.logits.data = element(over_logits, dtype, layout.extent > 0 ? layout.offset : 0);
+    std::vector<Memory> memories;
+    std::vector<GradBlock> blocks;
+    for (const auto& [first, count, where] : cut) {
+      if (!in_place) memories.emplace_back(where.extent * size_of(g.grad_dtype));
+      const int64_t offset = where.extent > 0 ? where.offset + (in_place ? first : 0) : 0;
+      void* const data = element(in_place ? over_logits : memories.back(), g.grad_dtype, offset);
+      blocks.push_back({data, first, count, where.outer_stride, where.inner_stride});
+    }
+    backward_rows(g, blocks, on_cuda);
+    if (in_place) memories.push_back(std::move(over_logits));
+    std::vector<double> all;
+    for (const Memory& memory : memories) {
+      const std::vector<double> numbers = numbers_of(memory, g.grad_dtype);
+      all.insert(all.end(), numbers.begin(), numbers.end());
+    }
+    return all;
   };
   cuda_on_host::count_launches();
   compare("grad", gradient(true), gradient(false), 0, 0);
-  if (cuda_on_host::count_launches() != launches) throw Failure{"one launch backward: not so"};
+  const int of_blocks = launches * ((static_cast<int>(cut.size()) + 7) / 8);
+  if (cuda_on_host::count_launches() != of_blocks) throw Failure{"one launch backward for eight blocks of words: not so"};
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // Rows of logits, forward and backward, on an engine: the CPU's, or the emulated CUDA one.
 #pragma once
 
+#include <vector>
+
 #include "cpu/engine.h"
 #include "cuda/engine.h"
 #include "memory.h"
@@ -32,13 +34,15 @@ inline RowResults forward_rows(LogprobParams params, bool on_cuda) {
   return results;
 }
 
-inline void backward_rows(const LogprobGradParams& params, bool on_cuda) {
+inline void backward_rows(const LogprobGradParams& params, const std::vector<GradBlock>& blocks, bool on_cuda) {
   if (on_cuda) {
-    check(logprob_grad_cuda(params, {0, nullptr}));
+    check(logprob_grad_cuda(params, blocks.data(), blocks.size(), {0, nullptr}));
   } else {
     const bool is_double = params.logits.dtype == kFloat64;
     const LogprobGradRow run = is_double ? kPlainKernels.logprob_grad_double : kPlainKernels.logprob_grad_float;
-    for (int64_t row = 0; row < row_count(params.logits); ++row) run(params, row);
+    for (const GradBlock& block : blocks) {
+      for (int64_t row = 0; row < row_count(params.logits); ++row) run(params, block, row);
+    }
   }
 }
 

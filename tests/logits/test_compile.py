@@ -99,6 +99,16 @@ def test_opcheck_below_logprob(dtype, inplace_backward, device):
         opcheck(call, args, keywords)
 
 
+@every_dtype
+def test_opcheck_of_gradients_in_several_places(dtype, device):
+    """What ``linear_loss`` calls on a GPU with little memory."""
+    logits, target = random_rows(4, 33, dtype, device)
+    log_prob, entropy, state = ops.logprob_forward(logits, target, 0.7, IGNORED)
+    arguments = (torch.ones_like(log_prob), None, logits, target, entropy, state, 0.7, IGNORED)
+    grads = [torch.empty_like(block) for block in logits.split(20, 1)]
+    opcheck(ops.logprob_backward_blocks_out.default, arguments, {"grads": grads})
+
+
 @pytest.mark.parametrize("asked", [("hidden", "weight", "bias"), ("hidden",), ("weight",)], ids="+".join)
 @every_dtype
 def test_opcheck_below_linear_logprob(dtype, asked, device):

@@ -178,12 +178,12 @@ def test_words_apart_are_refused(device):
 
 
 def logprob_call(**wrong):
-    """A right call of logprob_backward_out, with what the ops above it would have made of their arguments."""
+    """A right call of logprob_backward_blocks_out, with what the ops above it would have made of their arguments."""
     logits, target = random_rows(4, 5, torch.float32)
     log_prob, entropy, state = torch.ops.maspo.logprob_forward(logits, target, 1.0, -100)
     call = {
         "dlog_prob": torch.ones_like(log_prob), "dentropy": None, "logits": logits, "target": target, "entropy": entropy, "state": state,
-        "temperature": 1.0, "ignore_index": -100, "grad": torch.empty_like(logits),
+        "temperature": 1.0, "ignore_index": -100, "grads": [torch.empty_like(logits)],
     }  # fmt: skip
     return call | {name: value(call) for name, value in wrong.items()}
 
@@ -197,13 +197,30 @@ def logprob_call(**wrong):
         ({"first_word": lambda c: 3}, r"first_word: expected 0 to all_words - 5 = 0, got 3\. Where in the vocabulary of all_words = 5"),
         ({"state": lambda c: c["state"].float()}, r"state: expected what logprob_forward returned.*, got Float of shape \[4, 2\]\. Pass them"),
         ({"dlog_prob": lambda c: c["dlog_prob"][:3]}, r"dlog_prob, .*, got Float of shape \[3\]\. Pass them"),
-        ({"grad": lambda c: c["grad"][:3]}, r"grad: expected shape \[4, 5\] .*, got Float of shape \[3, 5\]\. Make it"),
-        ({"grad": lambda c: c["grad"].double()}, r"grad: expected .* the same arithmetic, got Double of shape \[4, 5\]\. Make it"),
-        ({"grad": lambda c: c["logits"].view(torch.bfloat16)[:, :5]}, r"grad: expected the dtype and strides of logits, since .* got others\. Pass"),
+        ({"grads": lambda c: [c["grads"][0][:3]]}, r"grads: expected shape \[4, 5\] .*, got Float of shape \[3, 5\]\. Make it"),
+        ({"grads": lambda c: [c["grads"][0].double()]}, r"grads: expected .* the same arithmetic, got Double of shape \[4, 5\]\. Make it"),
+        ({"grads": lambda c: [c["logits"].view(torch.bfloat16)[:, :5]]}, r"grads: expected the dtype and strides of logits, since .* got others\. Pass"),
+        ({"grads": lambda c: []}, r"grads: expected those of all 5 words, got those of 0\. Pass one tensor like logits, or one for each"),
+        ({"grads": lambda c: [c["grads"][0][:, :4]]}, r"grads: expected those of all 5 words, got those of 4\. Pass"),
+        ({"grads": lambda c: c["grads"] * 2}, r"grads: expected shape \[4, 5\] \(that of logits\) or blocks of its words.* of shape \[4, 5\]\. Make it"),
+        ({"grads": lambda c: [c["grads"][0][:, :3], c["grads"][0][:, 3:].half()]}, r"grads: expected .* one dtype .*, got Half of shape \[4, 2\]\. Make it"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_the_kernels_are_safe_below_the_validation_too(wrong, message):
-    torch.ops.maspo.logprob_backward_out(**logprob_call())
+    torch.ops.maspo.logprob_backward_blocks_out(**logprob_call())
     with pytest.raises(RuntimeError, match=f"maspo_ext: .*{message}"):
-        torch.ops.maspo.logprob_backward_out(**logprob_call(**wrong))
+        torch.ops.maspo.logprob_backward_blocks_out(**logprob_call(**wrong))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_gradient_of_blocks_of_words_goes_to_a_place_for_each(dtype, device):
+    """In steps of the kernels and beside them; more than one launch takes."""
+    logits, target = (value.to(device) for value in random_rows(3, 9000, dtype))
+    _, entropy, state = torch.ops.maspo.logprob_forward(logits, target, 1.0, -100)
+    arguments = (torch.ones_like(entropy), None, logits, target, entropy, state, 1.0, -100)
+    whole = torch.ops.maspo.logprob_backward(*arguments)
+    sizes = [1, 4096, 0, 7, 512, 2, 3, 1000, 64, 3315]
+    blocks = [torch.empty(3, size + 5, dtype=dtype, device=device)[:, :size] for size in sizes]
+    torch.ops.maspo.logprob_backward_blocks_out(*arguments, grads=blocks)
+    assert torch.equal(torch.cat(blocks, 1), whole)
