@@ -125,7 +125,7 @@ class Head:
         return self._logits_in_budget // (self.blocks()[0].stop + self.size)
 
     def new_gradients(self, weight_dtype: torch.dtype, *, hidden: bool, weight: bool, bias: bool) -> Gradients:
-        """Memory for those that are asked for, of the type of sums, but the weight's; zeros for that of the hidden states."""
+        """Memory for those that are asked for, of the type of sums, but the weight's; nothing is in it."""
         contiguous = torch.contiguous_format
         return Gradients(
             self._new_hidden_gradient() if hidden else None,
@@ -136,8 +136,8 @@ class Head:
     def _new_hidden_gradient(self) -> Tensor:
         """On a CPU the columns lie in memory one after the other: MKL adds up into that faster."""
         if self.on_gpu:
-            return self.hidden.new_zeros((self.tokens, self.size), dtype=self.dtype)
-        return self.hidden.new_zeros((self.size, self.tokens), dtype=self.dtype).t()
+            return self.hidden.new_empty((self.tokens, self.size), dtype=self.dtype)
+        return self.hidden.new_empty((self.size, self.tokens), dtype=self.dtype).t()
 
     def operand(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.operand_dtype)
@@ -156,9 +156,12 @@ class Head:
             out += self.bias[words]
 
     def gradients(self, dlogits: Tensor, hidden: Tensor, words: slice, grads: Gradients, first: bool) -> None:
-        """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give, those of weight and bias set if ``first``."""
+        """Add to the gradients what ``dlogits`` ``[n, words]`` of ``hidden`` ``[n, H]`` give.
+
+        That of the hidden states is set by the first words, those of weight and bias if ``first``.
+        """
         if grads.hidden is not None:
-            add_product(dlogits, self.operand(self.weight[words]), grads.hidden)
+            (add_product if words.start else product)(dlogits, self.operand(self.weight[words]), grads.hidden)
         self.head_gradients(dlogits, hidden, words, grads, first)
 
     def hidden_gradient(self, dlogits: Tensor, out: Tensor) -> None:

@@ -61,8 +61,6 @@ def gradients(head: Head, loss: Callable[[], TokensLoss], options: LogprobOption
     target = loss().target
     operand = head.finite_operand(slice(None), target == options.ignore_index, grads.hidden)
     result, grads.hidden = grads.hidden, memory.hidden
-    if grads.hidden is not None:
-        grads.hidden.zero_()
     for words, dlogits, again in memory.blocks:
         if again is not None:
             for some in even_slices(head.tokens, len(again), GPU_TOKENS):
