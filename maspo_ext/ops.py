@@ -26,6 +26,7 @@ from maspo_ext.errors import message
 from maspo_ext.methods import BapoConfig, MaspoConfig
 from maspo_ext.scalars import keywords_with_counts
 from maspo_ext.stats import NUM_STATS
+from maspo_ext.torch_internals import keeps_graph
 
 # Registrations live as long as this object.
 _library = Library("maspo", "IMPL")
@@ -39,8 +40,10 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_prob, op, arguments, keywords):
         loss, stats, dlogp, row_scale = op(log_prob, *arguments, **keywords)
-        ctx.save_for_backward(log_prob, dlogp, row_scale, keywords.get("cu_seqlens"))
+        ctx.save_for_backward(log_prob, keywords.get("cu_seqlens"))
         ctx.max_seqlen = keywords.get("max_seqlen")
+        # Not saved: what saved-tensor hooks give back may be anybody's, and backward writes over it.
+        ctx.made = dlogp, row_scale
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
@@ -49,8 +52,11 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, grad_loss, _grad_stats):
         if grad_loss is None:
             return None, None, None, None
-        log_prob, *saved, cu_seqlens = ctx.saved_tensors
-        grad = _gradient(grad_loss, *saved, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
+        log_prob, cu_seqlens = ctx.saved_tensors
+        made = ctx.made
+        if not keeps_graph():
+            ctx.made = None
+        grad = _gradient(grad_loss, *made, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
         return without_second(grad, log_prob, "loss", _TWIN), None, None, None
 
 

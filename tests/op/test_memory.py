@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from .cases import bits, op, random_batch
 
@@ -61,6 +62,55 @@ def test_backward_passes_add_up(device):
         once = log_prob.grad.clone()
         (loss if retain_graph else op(**batch)[0]).backward()
         assert torch.equal(log_prob.grad, 2 * once)
+
+
+@pytest.mark.parametrize("dtype, sizes", [(torch.float32, [4]), (torch.bfloat16, [2, 4])], ids=str)
+def test_backward_gives_the_leaf_its_gradient_without_a_copy(dtype, sizes, device):
+    """Though the loss, and so its graph, is still there."""
+    batch = random_batch(ROWS, COLS, dtype=dtype, device=device)
+    batch["log_prob"].requires_grad_()
+    kept = []
+
+    def both():
+        kept.append(op(**batch)[0])
+        kept[0].backward()
+
+    assert large_allocations(both, device) == [size * ROWS * COLS for size in sizes]
+    assert kept[0].grad_fn.made is None, "what is not needed any more is free"
+
+
+def test_what_saved_tensor_hooks_give_back_is_not_written_over(device):
+    """It may be read-only, or in use elsewhere."""
+    batch = random_batch(3, 5, dtype=torch.float32, device=device)
+    log_prob = batch["log_prob"].requires_grad_()
+    upstream = torch.tensor(0.5, device=device)
+    (expected,) = torch.autograd.grad(op(**batch)[0], log_prob, upstream)
+    given = []
+
+    def unpacked(tensor):
+        given.append((tensor, tensor.clone()))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, unpacked):
+        loss, _ = op(**batch)
+    (gradient,) = torch.autograd.grad(loss, log_prob, upstream)
+    assert torch.equal(bits(gradient), bits(expected))
+    assert given and all(torch.equal(tensor, before) for tensor, before in given)
+
+
+def test_under_activation_checkpointing(device):
+    batch = random_batch(3, 5, dtype=torch.float32, device=device)
+    log_prob = batch.pop("log_prob").requires_grad_()
+
+    def loss_of(log_prob):
+        return op(log_prob * 1, **batch)[0] * 3
+
+    (expected,) = torch.autograd.grad(loss_of(log_prob), log_prob)
+    for use_reentrant in (False, True):
+        loss = checkpoint(loss_of, log_prob, use_reentrant=use_reentrant)
+        log_prob.grad = None
+        loss.backward()
+        assert torch.equal(bits(log_prob.grad), bits(expected))
 
 
 def test_forward_without_a_gradient(device):
