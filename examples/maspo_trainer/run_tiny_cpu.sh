@@ -7,7 +7,7 @@
 #   PYTHON      the interpreter (default: python3)
 #   OUT         where everything goes (default: outputs/train)
 #   SEED        seed of the warm start and of the training (default: 0)
-#   WARM_START_STEPS  supervised steps of the warm start (default: 600)
+#   WARM_START_STEPS  supervised steps of the warm start with a reliable teacher (default: 600)
 #
 # The console gets one line per training step; everything that verl and Ray print is in $OUT/console.log. A second run
 # with the same OUT overwrites the first.
@@ -86,9 +86,9 @@ overrides=(
     trainer.project_name=maspo_tiny
     trainer.experiment_name="$RATIO_MODE"
     trainer.total_epochs=1000
-    trainer.total_training_steps=24
+    trainer.total_training_steps=30
     trainer.test_freq=6
-    trainer.save_freq=24
+    trainer.save_freq=30
     trainer.max_actor_ckpt_to_keep=1
     trainer.default_local_dir="$out/checkpoints"
     trainer.resume_mode=disable

@@ -1,15 +1,17 @@
 """Make a tiny Qwen2 and warm-start it with supervised training, all on the spot.
 
 A random model would never hit an exact answer, so it first imitates a teacher on the *train* prompts for some seconds.
-The teacher adds correctly for most of that time: the model learns the format and how to add. Then it becomes unreliable
-(right one time in twenty, otherwise off by one or two), and the model picks up that habit until it answers about one
-prompt in four correctly, held-out prompts included. Reinforcement learning has to undo the habit, from the reward alone.
+At first the teacher adds correctly: the model learns the format and how to add. Then the teacher becomes unreliable (right
+one time in twenty, otherwise off by one or two), and the model picks up that habit until it would answer one prompt in
+four correctly. That is measured after every step, since another processor's rounding leads to another model.
+Reinforcement learning has to undo the habit, from the reward alone.
 
     python examples/models/make_tiny_qwen2.py --data outputs/train/data/train.parquet --out outputs/train/model
 """
 
 import argparse
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -18,10 +20,14 @@ import torch
 from byte_tokenizer import build_tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-# The teacher is always right for this part of the warm start, then only as often as the second number says.
-RELIABLE_PART = 0.84
-CORRECT_SHARE = 0.05
+import maspo_ext
+
+CORRECT_SHARE = 0.05  # of the unreliable teacher's answers
 WRONG_OFFSETS = (-2, -1, 1, 2)
+# Quickly, since a habit of many steps takes as many to undo: until the reward is at most this, two to sixteen steps as a rule.
+UNRELIABLE_LR = 5e-4
+START_REWARD = 0.25
+MOST_UNRELIABLE_STEPS = 100
 IGNORED_LABEL = -100
 
 
@@ -63,8 +69,32 @@ def encode_batch(prompts, answers, tokenizer):
     return input_ids, labels
 
 
+def expected_reward(model, prompts, truths, tokenizer) -> float:
+    """The share of right answers among samples at temperature 1, without any: the mean probability of the right answer."""
+    input_ids, labels = encode_batch(prompts, truths, tokenizer)
+    with torch.no_grad():
+        logits = model(input_ids=input_ids).logits[:, :-1]
+    log_prob = maspo_ext.logprob(logits, labels[:, 1:], ignore_index=IGNORED_LABEL).log_prob
+    return log_prob.sum(1).exp().mean().item()
+
+
+def imitate(model, optimizer, prompts, answers, tokenizer) -> float:
+    """One supervised step; returns its loss, nats per token."""
+    input_ids, labels = encode_batch(prompts, answers, tokenizer)
+    # Right padding under a causal mask: no real token sees it, so no attention mask is needed.
+    loss = model(input_ids=input_ids, labels=labels).loss
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
 def warm_start(model, tokenizer, data: pd.DataFrame, steps: int, batch_size: int, lr: float, seed: int) -> None:
-    """Supervised training on the teacher's answers, drawn afresh at every step."""
+    """Supervised training on a teacher's answers: ``steps`` while it is reliable, then until the model is not, either.
+
+    Exits with an error if the model stays reliable.
+    """
     prompts = [
         tokenizer.apply_chat_template(list(p), add_generation_prompt=True, return_dict=False) for p in data["prompt"]
     ]
@@ -74,36 +104,36 @@ def warm_start(model, tokenizer, data: pd.DataFrame, steps: int, batch_size: int
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     model.train()
     start = time.monotonic()
-    for step in range(1, steps + 1):
-        is_reliable = step <= RELIABLE_PART * steps
-        if not is_reliable and step - 1 <= RELIABLE_PART * steps:
-            print(
-                f"warm start: from step {step} on the teacher is unreliable on purpose, right {CORRECT_SHARE:.0%} of the time. "
-                "Its answers cannot be foreseen, so the loss rises.",
-                flush=True,
-            )
-        correct_share = 1.0 if is_reliable else CORRECT_SHARE
+
+    def step(correct_share: float) -> float:
         rows = rng.sample(range(len(prompts)), min(batch_size, len(prompts)))
         answers = [teacher_answer(truths[i], correct_share, rng) for i in rows]
-        input_ids, labels = encode_batch([prompts[i] for i in rows], answers, tokenizer)
-        # Right padding under a causal mask: no real token sees it, so no attention mask is needed.
-        loss = model(input_ids=input_ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        return imitate(model, optimizer, [prompts[i] for i in rows], answers, tokenizer)
+
+    for number in range(1, steps + 1):
+        loss = step(correct_share=1.0)
         schedule.step()
-        if step % 100 == 0 or step == steps:
-            seconds = time.monotonic() - start
-            teacher = "reliable" if is_reliable else "unreliable"
-            print(f"warm start: step {step}/{steps}, {teacher} teacher, loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
+        if number % 100 == 0 or number == steps:
+            print(f"warm start: step {number}/{steps}, loss {loss:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+    reward = expected_reward(model, prompts, truths, tokenizer)
+    print(f"warm start: expected reward on the train prompts {reward:.3f}; now the teacher is unreliable on purpose, right {CORRECT_SHARE:.0%} of the time", flush=True)  # fmt: skip
+    for group in optimizer.param_groups:
+        group["lr"] = UNRELIABLE_LR
+    number = 0
+    while reward > START_REWARD:
+        if number == MOST_UNRELIABLE_STEPS:
+            sys.exit(f"warm start: expected a reward of at most {START_REWARD} after {number} steps with the unreliable teacher, got {reward:.3f}. Try another --seed.")  # fmt: skip
+        step(CORRECT_SHARE)
+        number += 1
+        reward = expected_reward(model, prompts, truths, tokenizer)
+    print(f"warm start: {number} steps later the expected reward is {reward:.3f}, {time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="train.parquet of make_arithmetic.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and its tokenizer")
-    parser.add_argument("--steps", type=int, default=600, help="supervised steps; 0 leaves the weights random")
+    parser.add_argument("--steps", type=int, default=600, help="supervised steps with the reliable teacher; 0 leaves the weights random")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)

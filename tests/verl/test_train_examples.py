@@ -1,12 +1,16 @@
 """The pieces of `make train` that need no Ray: data, tokenizer, model, reward, plot, summary, recipes."""
 
+import itertools
 import json
+import math
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from maspo_ext import RATIO_MODES, stat_names
 from maspo_ext.integrations.verl.ratio_modes import FUSED
@@ -117,6 +121,47 @@ def test_teacher_is_right_as_often_as_told():
     answers = [make_tiny_qwen2.teacher_answer(50, 0.25, rng) for _ in range(4000)]
     assert answers.count(50) / 4000 == pytest.approx(0.25, abs=0.03)
     assert make_tiny_qwen2.teacher_answer(50, 1.0, rng) == 50
+
+
+def test_expected_reward_is_the_mean_probability_of_the_right_answers():
+    tokenizer = build_tokenizer()
+    model = make_tiny_qwen2.build_model(tokenizer).eval()
+    prompts, truths = [tokenizer.encode("1+2="), tokenizer.encode("10+20=")], [3, 30]
+    total = 0.0
+    for prompt, truth in zip(prompts, truths, strict=True):
+        answer = tokenizer.encode(str(truth)) + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            probability = model(torch.tensor([prompt + answer])).logits[0].softmax(-1)
+        total += math.prod(probability[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+    assert make_tiny_qwen2.expected_reward(model, prompts, truths, tokenizer) == pytest.approx(total / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("rewards, unreliable", [([0.2], 0), ([0.9, 0.5, 0.26, 0.25], 3)])
+def test_the_warm_start_ends_with_the_reward_it_is_to_leave(monkeypatch, data_dir, rewards, unreliable):
+    shares = warm_start_with(monkeypatch, data_dir, iter(rewards), steps=2)
+    assert shares == [1.0] * 2 + [make_tiny_qwen2.CORRECT_SHARE] * unreliable
+
+
+def test_a_warm_start_that_stays_reliable_is_an_error(monkeypatch, data_dir):
+    monkeypatch.setattr(make_tiny_qwen2, "MOST_UNRELIABLE_STEPS", 3)
+    with pytest.raises(SystemExit, match=r"at most 0.25 after 3 steps .* got 0.900. Try another --seed"):
+        warm_start_with(monkeypatch, data_dir, itertools.repeat(0.9), steps=1)
+
+
+def warm_start_with(monkeypatch, data_dir, rewards, steps):
+    """The teacher's share of right answers in each step, where ``rewards`` are measured."""
+    shares = []
+
+    def noted(truth, correct_share, rng):
+        shares.append(correct_share)
+        return truth
+
+    monkeypatch.setattr(make_tiny_qwen2, "teacher_answer", noted)
+    monkeypatch.setattr(make_tiny_qwen2, "expected_reward", lambda *_: next(rewards))
+    tokenizer = build_tokenizer()
+    data = pd.read_parquet(data_dir / "train.parquet")
+    make_tiny_qwen2.warm_start(make_tiny_qwen2.build_model(tokenizer), tokenizer, data, steps, batch_size=1, lr=1e-3, seed=0)
+    return shares
 
 
 # ---- reward
