@@ -24,7 +24,7 @@ import maspo_ext
 
 CORRECT_SHARE = 0.05  # of the unreliable teacher's answers
 WRONG_OFFSETS = (-2, -1, 1, 2)
-# Quickly, since a habit of many steps takes as many to undo: until the reward is at most this, two to sixteen steps as a rule.
+# Quickly, since a habit of many steps takes as many to undo: until the reward is at most this, up to some twenty steps as a rule.
 UNRELIABLE_LR = 5e-4
 START_REWARD = 0.25
 MOST_UNRELIABLE_STEPS = 100
