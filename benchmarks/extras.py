@@ -59,13 +59,15 @@ class Extra(NamedTuple):
 
 LIGER = Extra("liger_kernel", "build/liger", "liger-kernel==0.8.5")
 TRL = Extra("trl", "build/trl", "trl==1.16.0")
+# Releases of verl before that of the environment.
+OLDER_VERL = {release: Extra("verl", f"build/verl-{release}", f"verl=={release}") for release in ("0.7.0", "0.7.1", "0.8.0", "0.9.0")}
 # Emulators of other processors, and a compiler for them.
 BOCHS = Extra("bochscpu", "build/bochs", "bochscpu-python==0.4.0")
 UNICORN = Extra("unicorn", "build/unicorn", "unicorn==2.1.4")
 ZIG = Extra("ziglang", "build/zig", "ziglang==0.17.1")
 
 if __name__ == "__main__":
-    for extra in (LIGER, TRL, BOCHS, UNICORN, ZIG):
+    for extra in (LIGER, TRL, *OLDER_VERL.values(), BOCHS, UNICORN, ZIG):
         if not extra.is_installed():
             print(f"installing {extra.requirement} into {extra.folder}", flush=True)
             extra.install()

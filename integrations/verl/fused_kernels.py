@@ -9,6 +9,7 @@ returns log-probabilities in place of logits: gathering, casts and gradients are
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import re
 from contextvars import ContextVar
@@ -86,9 +87,13 @@ def _add_to_choice(monkey_patch: ModuleType) -> None:
 def _with_head(fused_forward):
     """A family's forward for the torch backend, which leaves the model's head where ``FusedLinearForPPO`` finds it."""
 
+    takes_labels = "shift_labels" in inspect.signature(fused_forward).parameters
+
     @functools.wraps(fused_forward)
     def forward(self, *args, **kwargs):
         _require_no_adapter(self.lm_head)
+        if not takes_labels:
+            _require_whole_sequences()
         token = _head.set(self.lm_head)
         try:
             return fused_forward(self, *args, **kwargs)
@@ -194,6 +199,19 @@ def _require_no_adapter(head: torch.nn.Module) -> None:
     if hasattr(head, "base_layer"):
         adapter = f"{type(head).__module__}.{type(head).__name__}"
         raise _refused("lm_head without an adapter", adapter, f"Leave lm_head out of {_MODEL_KEY}.target_modules.")
+
+
+def _require_whole_sequences() -> None:
+    # The forwards of verl 0.7 shift the labels themselves: at the end of a part, its own first word is taken for the next one's.
+    from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size
+
+    ranks = get_ulysses_sequence_parallel_world_size()
+    if ranks > 1:
+        raise _refused(
+            "ulysses_sequence_parallel_size=1, since this verl shifts labels within a rank's part of a sequence",
+            ranks,
+            "Upgrade verl to 0.8 or later, or set use_fused_kernels=False.",
+        )
 
 
 def _refused(expected: str, got: str, remedy: str = "Set use_fused_kernels=False for this model.") -> ValueError:

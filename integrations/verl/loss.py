@@ -92,4 +92,4 @@ class PolicyLossAdapter:
         # Of the modes only bapo decides anything by sums over the micro-batch; as in its reference, of all ranks.
         if self.ratio_mode != "bapo":
             return {}
-        return {"all_reduce_sums": model_output.all_reduce_sums(global_batch_info.get("dp_size", 1))}
+        return {"all_reduce_sums": model_output.all_reduce_sums(global_batch_info.get("dp_size"))}

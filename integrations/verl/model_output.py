@@ -22,6 +22,8 @@ class _Call(NamedTuple):
     dp_group: Any
 
 
+# The remedy where another function than ppo_loss calls the loss.
+_ENGINE_WORKERS = "Train with verl's engine workers (in verl 0.7 trainer.use_legacy_worker_impl=disable)"
 _call: ContextVar[_Call | None] = ContextVar("maspo_ext_ppo_loss_call", default=None)
 
 
@@ -50,18 +52,20 @@ def entropy() -> torch.Tensor:
         ValueError: the model did not compute it, or verl calls the loss from elsewhere.
     """
     # Not above: importing the module costs seconds, and this one is loaded with verl.
-    from verl.workers.utils.padding import no_padding_2_padding
+    from verl.workers.utils import losses
 
     call = _call.get()
     if call is None:
         raise ValueError(
             "maspo_ext: entropy: expected the one in the model's output, got a loss called from elsewhere than "
-            "verl.workers.utils.losses.ppo_loss. Train with verl's engine workers, or a loss that needs no entropy."
+            f"verl.workers.utils.losses.ppo_loss. {_ENGINE_WORKERS}, or a loss that needs no entropy."
         )
     nested = call.model_output.get("entropy")
     if nested is None:
         raise missing_entropy()
-    return no_padding_2_padding(nested, call.data).detach()
+    # The function that ppo_loss itself takes, which is private in verl 0.7.0 and has another namesake there.
+    padded = getattr(losses, "no_padding_2_padding", None) or losses._slice_response_from_unpad_output
+    return padded(nested, call.data).detach()
 
 
 def missing_entropy() -> ValueError:
@@ -72,30 +76,32 @@ def missing_entropy() -> ValueError:
     )
 
 
-def all_reduce_sums(dp_size: int) -> Callable[[torch.Tensor], Any] | None:
+def all_reduce_sums(dp_size: int | None) -> Callable[[torch.Tensor], Any] | None:
     """What adds a tensor over the data-parallel ranks, in place; None where there is one rank.
 
     To be called by every rank once per micro-batch. verl gives all ranks the same number of them:
     ``prepare_micro_batches`` cuts equal shares by equal sizes, or takes the largest number of any rank
     (``same_micro_num_in_dp``).
 
+    Args:
+        dp_size: the number of these ranks; None where verl does not say, as in the workers that verl 0.7 has by default.
+
     Raises:
-        ValueError: there is no group of ``dp_size`` ranks.
+        ValueError: there is no group of ``dp_size`` ranks, or their number is not known and there is more than one rank.
     """
-    if dp_size == 1:
+    ranks = _ranks()
+    if dp_size == 1 or (dp_size is None and ranks == 1):
         return None
     call = _call.get()
     group = None if call is None else call.dp_group
-    if group is None:
-        _require_default_group(dp_size)
+    if group is None and ranks != dp_size:
+        raise ValueError(
+            f"maspo_ext: dp_group: expected verl's group of {dp_size or 'the'} data-parallel ranks, got None and a default "
+            f"group of {ranks}. {_ENGINE_WORKERS}, or with a ratio_mode other than bapo."
+        )
     return functools.partial(torch.distributed.all_reduce, group=group)
 
 
-def _require_default_group(dp_size: int) -> None:
+def _ranks() -> int:
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-    ranks = torch.distributed.get_world_size() if initialized else 1
-    if ranks != dp_size:
-        raise ValueError(
-            f"maspo_ext: dp_group: expected verl's group of {dp_size} data-parallel ranks, got None and a default "
-            f"group of {ranks}. Train with verl's engine workers, or with a ratio_mode other than bapo."
-        )
+    return torch.distributed.get_world_size() if initialized else 1

@@ -11,6 +11,7 @@ import torch
 import verl  # noqa: F401  loads the plugins
 from hydra import compose, initialize_config_module
 from hyper import HYPER
+from plain_update import ROWS, make_batch, reference_update
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -21,10 +22,9 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import left_right_2_no_padding
 
-from maspo_ext import RATIO_MODES, reference, stat_names
+from maspo_ext import RATIO_MODES
 from maspo_ext.integrations.verl.ratio_modes import FUSED
 
-ROWS, PROMPT, RESPONSE, VOCABULARY = 4, 3, 24, 64
 RATIO_CLIP = "actor_rollout_ref.actor.policy_loss.ratio_clip"
 BOUNDS = ("actor/bapo_clip_low", "actor/bapo_clip_high")
 OVERRIDES = [
@@ -37,64 +37,12 @@ OVERRIDES = [
 ]
 
 
-def make_batch():
-    """A padded batch with responses of different lengths; the same on every rank."""
-    draw = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([24, 7, 19, 12])
-    response_mask = (torch.arange(RESPONSE) < lengths[:, None]).long()
-    attention_mask = torch.cat([torch.ones(ROWS, PROMPT, dtype=torch.long), response_mask], dim=1)
-    input_ids = torch.randint(1, VOCABULARY, (ROWS, PROMPT + RESPONSE), generator=draw) * attention_mask
-    return {
-        "input_ids": input_ids,
-        "prompts": input_ids[:, :PROMPT],
-        "responses": input_ids[:, PROMPT:],
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-        "response_mask": response_mask,
-        # Both signs in a micro-batch of two ranks, one on each: bapo's bounds are then others for each rank alone.
-        "advantages": torch.tensor([1.4, -0.5, -0.9, 1.1])[:, None].expand(ROWS, RESPONSE).contiguous(),
-        "rollout_is_weights": 0.5 + torch.rand(ROWS, RESPONSE, generator=draw),
-        # Off-policy enough for the gate to act on both sides.
-        "old_log_probs": -4.2 + 0.8 * torch.randn(ROWS, RESPONSE, generator=draw),
-    }
-
-
 def micro_batches(rows_per_micro_batch, ranks):
     """The rows of each micro-batch, of all ranks together, and those of each rank alone."""
     per_rank = [list(range(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)) for rank in range(ranks)]
     starts = range(0, ROWS // ranks, rows_per_micro_batch)
     alone = [[rows[start : start + rows_per_micro_batch] for rows in per_rank] for start in starts]
     return [sum(parts, []) for parts in alone], alone
-
-
-def reference_update(model, batch, ratio_mode, loss_agg_mode, rows_of_micro_batches):
-    """Loss and gradients by one plain forward of the whole batch and ``maspo_ext.reference``; statistics by part."""
-    model.zero_grad()
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, PROMPT - 1 : -1]
-    log_probs = logits.float().log_softmax(-1)
-    tensors = {
-        "log_prob": log_probs.gather(-1, batch["responses"].unsqueeze(-1)).squeeze(-1),
-        "old_log_prob": batch["old_log_probs"],
-        "advantages": batch["advantages"],
-        "response_mask": batch["response_mask"],
-        "rollout_is_weights": batch["rollout_is_weights"],
-    }
-    if ratio_mode == "entropy_adv":
-        tensors["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
-    losses, stats = [], []
-    for rows in rows_of_micro_batches:
-        loss, of_part = reference.loss(
-            **{name: value[rows] for name, value in tensors.items()},
-            **RATIO_MODES[ratio_mode](**HYPER[ratio_mode]).op_keywords(ratio_mode),
-            loss_agg_mode=loss_agg_mode,
-            batch_num_tokens=int(batch["response_mask"].sum()),
-            global_batch_size=ROWS,
-        )
-        losses.append(loss)
-        stats.append(dict(zip(stat_names(ratio_mode), of_part.tolist(), strict=True)))
-    loss = torch.stack(losses).sum()
-    loss.backward()
-    return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, stats
 
 
 def actor_of(ratio_mode, overrides):
@@ -190,7 +138,9 @@ def main(model_path, result_path, *overrides):
         parts = together if ratio_mode == "bapo" else [list(range(ROWS))]
         # The actor's, unless it is verl's default: then that of the method's reference.
         agg = RATIO_MODES[ratio_mode].default_loss_agg_mode if actor.loss_agg_mode == "token-mean" else actor.loss_agg_mode
-        loss, reference_gradients, stats = reference_update(model, batch, ratio_mode, agg, parts)
+        counts = {"batch_num_tokens": int(batch["response_mask"].sum()), "global_batch_size": ROWS}
+        plain = partial(reference_update, model, batch, ratio_mode, HYPER[ratio_mode], agg, **counts)
+        loss, reference_gradients, stats = plain(parts)
         results[ratio_mode] = {
             "metrics": metrics,
             "gradients": gradients,
@@ -200,7 +150,7 @@ def main(model_path, result_path, *overrides):
             "reference_stats": stats,
         }
         if ratio_mode == "bapo":
-            by_rank = [reference_update(model, batch, ratio_mode, agg, rows)[2] for rows in alone]
+            by_rank = [plain(rows)[2] for rows in alone]
             results[ratio_mode]["bounds"] = [[part[name] for part in stats] for name in BOUNDS]
             results[ratio_mode]["bounds_alone"] = [
                 [[part[rank][name] for part in by_rank] for name in BOUNDS] for rank in range(len(alone[0]))

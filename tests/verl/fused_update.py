@@ -7,7 +7,8 @@ import os
 import sys
 
 import torch
-from fsdp_update import VOCABULARY, actor_of, data_of_rank, make_batch, make_worker, verl_update
+from fsdp_update import actor_of, data_of_rank, make_worker, verl_update
+from plain_update import VOCABULARY, make_batch
 from torch.distributed.fsdp import _init_utils as fsdp1
 from verl.utils import tensordict_utils as tu
 from verl.workers.utils.padding import no_padding_2_padding

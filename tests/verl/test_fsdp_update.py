@@ -9,6 +9,7 @@ import torch
 from maspo_ext import stat_names
 from maspo_ext.integrations.verl.ratio_modes import FUSED
 
+from .plain_update import make_model
 from .ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("fsdp_update.py")
@@ -24,15 +25,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("tiny_model")
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    make_model().save_pretrained(folder)
     return folder
 
 

@@ -21,6 +21,7 @@ from maspo_ext.integrations.verl.ratio_modes import FUSED, ratio_mode_of
 from maspo_ext.integrations.verl.search_path import ActorConfigSearchPath
 
 from .hyper import HYPER
+from .release import HAS_MODEL_ENGINE
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 RATIO_CLIP = f"{POLICY_LOSS}.ratio_clip"
@@ -50,12 +51,15 @@ VERL = "trainer/config"
 ENTRY_CONFIGS = {
     "fsdp": (VERL, "ppo_trainer", []),
     "fsdp2": (VERL, "ppo_trainer", ["actor_rollout_ref.actor.strategy=fsdp2"]),
-    "megatron": (VERL, "ppo_trainer", ["model_engine=megatron"]),
-    "veomni": (VERL, "ppo_trainer", ["model_engine=veomni"]),
-    "torchtitan": (VERL, "ppo_trainer", ["model_engine=torchtitan"]),
     "ppo_megatron_trainer": (VERL, "ppo_megatron_trainer", []),
-    "fully_async": ("experimental/fully_async_policy/config", "fully_async_ppo_trainer", []),
 }
+if HAS_MODEL_ENGINE:
+    ENTRY_CONFIGS |= {
+        "megatron": (VERL, "ppo_trainer", ["model_engine=megatron"]),
+        "veomni": (VERL, "ppo_trainer", ["model_engine=veomni"]),
+        "torchtitan": (VERL, "ppo_trainer", ["model_engine=torchtitan"]),
+        "fully_async": ("experimental/fully_async_policy/config", "fully_async_ppo_trainer", []),
+    }
 each_entry_config = pytest.mark.parametrize("entry", ENTRY_CONFIGS)
 
 
