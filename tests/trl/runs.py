@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -72,6 +73,15 @@ def scaled(build):
         return model
 
     return build_and_scale
+
+
+def with_adapters(build):
+    """A build_model with LoRA on all layers but the head, which is trained as a whole."""
+
+    def build_and_adapt(tokenizer):
+        return get_peft_model(build(tokenizer), LoraConfig(target_modules="all-linear", modules_to_save=["lm_head"], r=4))
+
+    return build_and_adapt
 
 
 def headless(build):
@@ -206,6 +216,13 @@ def forward_calls(out: Path) -> dict[str, object]:
     return result
 
 
+def train_as_trl_does(out: Path, name: str, **settings) -> None:
+    """Trains with TRL's own loss and with ours of the same method."""
+    for loss in ("policy", "linear", "trl"):
+        argv = ("--loss", loss, "--ratio-mode", "grpo", "--accumulate", "2")
+        train_tiny.train(train_tiny.make_trainer(arguments(out / f"{name}-{loss}", *argv), **SHARED | settings))
+
+
 def main(out: Path) -> None:
     for loss in ("policy", "linear"):
         train_tiny.train(train_tiny.make_trainer(arguments(out / loss, "--loss", loss)))
@@ -220,9 +237,9 @@ def main(out: Path) -> None:
     with other_model(lambda build: on_disk(build, out / "reference")):
         (out / "far.json").write_text(json.dumps(far_off_policy(out / "far")))
         (out / "forward.json").write_text(json.dumps(forward_calls(out / "forward")))
-        for loss in ("policy", "linear", "trl"):
-            argv = ("--loss", loss, "--ratio-mode", "grpo", "--accumulate", "2")
-            train_tiny.train(train_tiny.make_trainer(arguments(out / f"shared-{loss}", *argv), **SHARED))
+        train_as_trl_does(out, "shared")
+    with other_model(with_adapters):
+        train_as_trl_does(out, "adapters")
 
 
 if __name__ == "__main__":

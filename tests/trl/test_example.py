@@ -25,6 +25,22 @@ pytestmark = [
     pytest.mark.skipif(not extras.TRL.is_found(), reason=f"TRL is not installed. {extras.TRL.remedy()}"),
 ]
 RTOL = 1e-5
+# Two ranks on a CPU, for accelerate.
+FSDP = {
+    "distributed_type": "FSDP",
+    "num_machines": 1,
+    "num_processes": 2,
+    "use_cpu": True,
+    "mixed_precision": "no",
+    "fsdp_config": {
+        "fsdp_version": 2,
+        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_transformer_layer_cls_to_wrap": "Qwen2DecoderLayer",
+        "fsdp_reshard_after_forward": True,
+        "fsdp_state_dict_type": "FULL_STATE_DICT",
+        "fsdp_cpu_ram_efficient_loading": False,
+    },
+}
 
 
 class Run:
@@ -40,14 +56,27 @@ class Run:
         return dict(AutoModelForCausalLM.from_pretrained(self.folder).named_parameters())
 
 
+def run_beside_trl(*command) -> None:
+    paths = [os.environ.get("PYTHONPATH"), str(extras.ROOT / extras.TRL.folder)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trl")
-    paths = [os.environ.get("PYTHONPATH"), str(extras.ROOT / extras.TRL.folder)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, TESTS / "trl" / "runs.py", folder]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    run_beside_trl(TESTS / "trl" / "runs.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    config = folder / "accelerate.json"
+    config.write_text(json.dumps(FSDP))
+    launch = ("-m", "accelerate.commands.launch", "--config_file", config)
+    run_beside_trl(*launch, TESTS / "trl" / "fsdp_runs.py", folder)
     return folder
 
 
@@ -61,13 +90,17 @@ def assert_same(one: dict, other: dict, names) -> None:
         assert one[name] == pytest.approx(other[name], rel=RTOL, abs=RTOL), name
 
 
-def test_every_parameter_changed(run):
+def before() -> dict[str, torch.Tensor]:
+    """The parameters that the training starts with."""
     torch.manual_seed(0)
-    before = dict(make_tiny_qwen2.build_model(build_tokenizer()).named_parameters())
-    after = run.parameters()
-    assert before.keys() == after.keys()
+    return dict(make_tiny_qwen2.build_model(build_tokenizer()).named_parameters())
+
+
+def test_every_parameter_changed(run):
+    start, after = before(), run.parameters()
+    assert start.keys() == after.keys()
     for name, value in after.items():
-        assert value.isfinite().all() and not torch.equal(value, before[name]), name
+        assert value.isfinite().all() and not torch.equal(value, start[name]), name
 
 
 def test_our_statistics_are_logged(run):
@@ -107,6 +140,28 @@ def test_grpo_trains_as_trls_own_loss_does(loss, out):
         assert_same(one, other, ["loss", "grad_norm", "entropy"])
     assert theirs[1]["clip_ratio/region_mean"] == pytest.approx(ours[1]["actor/pg_clipfrac"], abs=0.05) != 0
     assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
+
+
+@pytest.mark.parametrize("loss", ["policy", "linear"])
+def test_adapters_and_a_head_that_is_saved_train_as_with_trls_own_loss(loss, out):
+    """LoRA by peft: the reference is the model without its adapters, and the head a wrapped module."""
+    theirs, ours = Run(out / "adapters-trl").steps, Run(out / f"adapters-{loss}").steps
+    for one, other in zip(theirs, ours, strict=True):
+        assert_same(one, other, ["loss", "grad_norm", "entropy"])
+    assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
+    assert ours[1]["actor/ratio_max"] > 1.05
+
+
+@pytest.mark.parametrize("loss", ["policy", "linear"])
+def test_fsdp2_trains_as_with_trls_own_loss(loss, fsdp):
+    theirs, ours = Run(fsdp / "fsdp-trl"), Run(fsdp / f"fsdp-{loss}")
+    for one, other in zip(theirs.steps, ours.steps, strict=True):
+        assert_same(one, other, ["loss", "grad_norm"])  # TRL's entropy is of all ranks, ours of the first
+    start, parameters = before(), ours.parameters()
+    for name, expected in theirs.parameters().items():
+        # Of their way, since Adam makes a large step of a gradient that is next to nothing, and so of what is rounded there.
+        way = (expected - start[name]).norm()
+        assert way > 0 and (parameters[name] - expected).norm() < 1e-3 * way, name
 
 
 @pytest.mark.parametrize("setting", ["no delta", "delta", "clip", "KL"])
