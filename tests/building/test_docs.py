@@ -63,7 +63,7 @@ def test_these_files_have_blocks():
 
 def test_the_loop_of_the_guide_adds_up():
     """Its micro-batches have the gradient of their mini-batch; with the count left out they would not."""
-    (block,) = BLOCK.findall((ROOT / "docs" / "training.md").read_text())
+    block = BLOCK.findall((ROOT / "docs" / "training.md").read_text())[0]
     whole = block.replace("mini.split(2)", "mini.split(4)")
     assert whole != block
     results = []
