@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from maspo_ext._build_info import BUILD
-from maspo_ext.checks.numbers import LARGEST_COUNT, whole_number
+from maspo_ext.checks.numbers import whole_number
 from maspo_ext.errors import message
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -71,10 +71,8 @@ def check_cu_seqlens(log_prob: torch.Tensor, cu_seqlens: torch.Tensor, max_seqle
     if max_seqlen is None:
         remedy = "The op cannot read it from cu_seqlens without waiting for the device."
         raise ValueError(message("max_seqlen", "the length of the longest sequence, since cu_seqlens is given", None, remedy))
-    if type(max_seqlen) is int and 0 <= max_seqlen <= LARGEST_COUNT:
-        return  # at once: every packed call comes by here
     remedy = "It is the length of the longest sequence."
-    if not isinstance(max_seqlen, (Integral, torch.SymInt)) or isinstance(max_seqlen, bool):
+    if isinstance(max_seqlen, bool) or not isinstance(max_seqlen, (int, Integral, torch.SymInt)):  # int: the abstract class takes long
         raise TypeError(message("max_seqlen", "an int", f"{max_seqlen!r} ({type(max_seqlen).__name__})", remedy))
     whole_number("max_seqlen", max_seqlen, 0, remedy)
 
