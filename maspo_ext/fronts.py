@@ -69,7 +69,7 @@ def require_call_keywords(front: str, options: dict[str, Any], config_class: typ
     if fixed:
         expected, got = "the method and its hyper-parameters at construction", f"{', '.join(fixed)} in a call"
         raise TypeError(message(front, expected, got, "Make another module, or call the function."))
-    places = [_Place("a call", tuple(sorted(own))), _Place("the construction of the module", made_with)]
+    places = [_Place("a call", tuple(sorted(own))), _Place("the construction of the module", made_with), _linear_module()]
     expected = f"in a call keywords out of {', '.join(places[0].names)}"
     raise TypeError(message(front, expected, ", ".join(names), _remedy(lambda: places, names[0], config_class)))
 
@@ -92,6 +92,12 @@ def _linear_loss() -> tuple[str, ...]:
     return keywords_of_linear_loss()
 
 
+def _linear_module() -> _Place:
+    from maspo_ext.modules import LinearPolicyLoss  # as above
+
+    return _Place("maspo_ext.LinearPolicyLoss", LinearPolicyLoss.settings)
+
+
 def _places_of_front(front: str, config_class: type[MethodConfig]) -> list[_Place]:
     """The front's own keywords first, then what is near."""
     fields = tuple(config_class.__dataclass_fields__)
@@ -103,7 +109,8 @@ def _places_of_front(front: str, config_class: type[MethodConfig]) -> list[_Plac
 
     module = getattr(modules, front)
     settings = ("ratio_mode", "config", *module.settings)
-    return [_Place(front, fields + settings), _Place("a call of the module", tuple(sorted(module.keywords_of_call)))]
+    of_call = _Place("a call of the module", tuple(sorted(module.keywords_of_call)))
+    return [_Place(front, fields + settings), of_call, _linear_module()]
 
 
 def _remedy(find_places: Callable[[], list[_Place]], name: str, config_class: type[MethodConfig]) -> str:

@@ -65,8 +65,8 @@ def policy_loss(
         log_prob: ``[B, T]``, log-probabilities (nats) of the response tokens under the policy that is trained; float32,
             float64, bfloat16 or float16; arithmetic is in float32 (float64 for float64). Any strides. With ``cu_seqlens``,
             here and below, ``[total_tokens]``.
-        old_log_prob: ``[B, T]``, the same under the policy that generated them; no gradient flows through it. None where that
-            is the policy that is trained (one update per batch): every ratio is 1.
+        old_log_prob: ``[B, T]``, the same under the policy that generated them; no gradient flows through it, nor through another
+            tensor but log_prob. None where that is the policy that is trained (one update per batch): every ratio is 1.
         advantages: ``[B, T]``, ``[B, 1]`` or ``[B]``; with ``cu_seqlens`` ``[total_tokens]`` or ``[B, 1]``.
         response_mask: ``[B, T]``, bool, integer or float; a weight per token, not below 0: a sequence whose weights add up to less
             makes the loss NaN. Where it is 0 no input is used, NaN included.

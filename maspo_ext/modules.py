@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from maspo_ext.checks.numbers import python_number
 from maspo_ext.checks.rollout_is import parse_threshold
 from maspo_ext.config import config_for
 from maspo_ext.fronts import keywords_of, require_call_keywords
@@ -72,7 +73,7 @@ class PolicyLoss(torch.nn.Module):
         self.ratio_mode = ratio_mode
         hyper = {name: value for name, value in settings.items() if name not in _SETTINGS}
         self.config = config_for(ratio_mode, config, hyper, self.front)
-        self.options = {name: value for name, value in settings.items() if name in _SETTINGS}
+        self.options = {name: python_number(value) for name, value in settings.items() if name in _SETTINGS}
         _check_settings(ratio_mode, self.config, **(_SETTINGS | self.options))
 
     def _keywords(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -145,11 +146,11 @@ class LinearPolicyLoss(PolicyLoss):
     ) -> None:
         super().__init__(ratio_mode, config, loss_agg_mode, **settings)
         check_temperature(temperature)
-        self.temperature = temperature
+        self.temperature = python_number(temperature)
         check_entropy_coef(entropy_coef)
         refuse_bonus(self.config, ratio_mode, entropy_coef)
         self.memory_budget = memory_budget_of(memory_budget)
-        self.entropy_coef = entropy_coef
+        self.entropy_coef = python_number(entropy_coef)
 
     def forward(
         self,

@@ -74,7 +74,7 @@ class PolicyLossStats(NamedTuple):
         tensor: float64 ``[NUM_STATS]``, on the device of the inputs.
         names: what each number is; see :func:`stat_names`.
 
-    ``stats["actor/ratio_mean"]`` is one of them, on the device.
+    ``stats["actor/ratio_mean"]`` is one of them, on the device; ``"actor/ratio_mean" in stats`` says whether the call has it.
     """
 
     tensor: torch.Tensor
@@ -93,6 +93,10 @@ class PolicyLossStats(NamedTuple):
             remedy = did_you_mean(key, there, "The others come with a ratio_mode or an option.")
             raise KeyError(message("stats", f"one of {', '.join(there)}", repr(key), remedy))
         return self.tensor[self.names.index(key)]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the call has a statistic of that name."""
+        return isinstance(name, str) and name in self.names
 
     def to_dict(self) -> dict[str, float]:
         """The statistics that the method has as python floats, by one copy from the device (which waits for it).

@@ -59,6 +59,14 @@ _is_transformed = _look_up("_C._are_functorch_transforms_active", None)
 may_be_transformed = _is_transformed or _unknown
 is_transformed = _is_transformed or (lambda: False)
 
+
+def guard_or_true(condition: Any) -> bool:
+    """``condition``, where the symbols in it are known while a graph is made; else True."""
+    from torch.fx.experimental import symbolic_shapes  # loaded by then, and not by torch itself
+
+    return symbolic_shapes.guard_or_true(condition)
+
+
 if missing:
     remedy = "Results are right all the same, calls take longer or more memory. A newer maspo_ext may know where it is now."
     warnings.warn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 
 from maspo_ext.errors import message
+from maspo_ext.torch_internals import guard_or_true
 
+_LARGEST = sys.float_info.max
 _SYMBOLIC = (torch.SymInt, torch.SymFloat)  # of torch.compile
 
 
@@ -20,11 +23,18 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """As a float, too, which is what the kernels take: a long int may be more than any."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
+    """As a float, too, which is what the kernels take: a long int may be more than any.
+
+    By comparisons, since torch.compile cannot ask ``math.isfinite`` of a symbol.
+    """
+    if isinstance(value, int):
+        return -_LARGEST <= value <= _LARGEST
+    return value == value and value != math.inf and value != -math.inf
+
+
+def python_number(value: Any) -> Any:
+    """A number of NumPy as Python's, since torch.compile takes NumPy's for an array; anything else as it is."""
+    return value.item() if isinstance(value, Real) and type(value).__module__ == "numpy" else value
 
 
 def _shown(value: Any) -> str:
@@ -110,10 +120,12 @@ def whole_number(name: str, value: Any, least: int, remedy: str) -> int:
     """
     if type(value) is int and least <= value <= LARGEST_COUNT:
         return value  # at once: a step has another count each time
-    expected, symbolic = f"a whole number >= {least}", isinstance(value, torch.SymInt)
-    check_number(name, value, expected, lambda v: v >= least and (symbolic or v == int(v)), remedy, kind="")
-    if symbolic:
+    expected = f"a whole number >= {least}"
+    if isinstance(value, torch.SymInt):
+        # The other way to ask cannot be traced where a number is not known before the run, as .item() in a compiled function.
+        check_number(name, value, expected, lambda v: guard_or_true(v >= least), remedy, kind="")
         return value
+    check_number(name, value, expected, lambda v: v >= least and v == int(v), remedy, kind="")
     if value > LARGEST_COUNT:
         raise ValueError(message(name, f"{expected} and <= 2**53", _shown(value), remedy))
     return int(value)

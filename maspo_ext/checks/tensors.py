@@ -31,6 +31,9 @@ def check_tensor(
         if isinstance(value, torch.nn.Module):
             remedy = "Pass its .weight, and its .bias as bias."
         raise TypeError(message(name, "a torch.Tensor", type(value).__name__, remedy))
+    if type(value).__name__ == "DTensor":
+        remedy = f"Pass the rank's own part, {name}.to_local(), and the counts of all ranks; or {name}.full_tensor(), which gathers."
+        raise TypeError(message(name, "a plain tensor", f"a DTensor with placements {value.placements}", remedy))
     if value.layout is not _DENSE:
         packed = f"Pass its .values(), {name}.offsets() as cu_seqlens, and max_seqlen."
         remedy = packed if value.is_nested else f"Convert it: {name}.to_dense()."

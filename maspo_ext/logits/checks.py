@@ -95,7 +95,7 @@ def check_head(
 ) -> None:
     """The arguments that the ops from hidden states share."""
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if value is not None:
+        if value is not None or name != "bias":
             _check_whole(name, value)
             check_tensor(name, value, FLOAT_DTYPES, None if name == "hidden" else hidden.device, "hidden")
             if value.dtype != hidden.dtype:

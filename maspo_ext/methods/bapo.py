@@ -69,6 +69,7 @@ class BapoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_non_negative("adv_ratio_target", self.adv_ratio_target, "The authors' config has 1.0.")
         check_clip_ratios(self.clip_ratio_low, self.clip_ratio_high, self.clip_ratio_c)
         for bound in ("lower", "upper"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maspo_ext.checks.numbers import check_above, check_non_negative
+from maspo_ext.checks.numbers import check_above, check_non_negative, python_number
 from maspo_ext.errors import message
 
 
@@ -76,6 +76,13 @@ class MethodConfig:
         "clip_high": "clip_ratio_high",
         "clip_c": "clip_ratio_c",
     }
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            number = python_number(value)
+            if number is not value:
+                object.__setattr__(self, name, number)
 
     def hyper(self) -> list[float]:
         """``hyper`` of ``torch.ops.maspo.loss``: the fields in their order."""

@@ -37,6 +37,7 @@ class DacConfig(MethodConfig):
     clip_ratio_c: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_non_negative("eps_low", self.eps_low, "The authors' script has 0.2, their paper 0.16.")
         check_non_negative("eps_high", self.eps_high, "The authors' script has 0.28, their paper 0.2.")
         check_clip_ratio_c(self.clip_ratio_c)

@@ -51,6 +51,7 @@ class MaspoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(
             "sigma_base", self.sigma_base, "It is the gate's narrowest standard deviation; the published value is 1.0."
         )

@@ -29,6 +29,7 @@ class PpoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_clip_ratios(self.clip_ratio_low, self.clip_ratio_high, self.clip_ratio_c)
 
     def kernel_hyper(self) -> list[float]:

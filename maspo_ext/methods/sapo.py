@@ -35,6 +35,7 @@ class SapoConfig(MethodConfig):
     clip_ratio_c: float = 3.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive("tau_pos", self.tau_pos, "It is the gate's steepness for A > 0; published: 1.0.")
         check_positive("tau_neg", self.tau_neg, "It is the gate's steepness for A <= 0; published: 1.05.")
         check_clip_ratio_c(self.clip_ratio_c)

@@ -95,6 +95,8 @@ HEADS = [
         "torch.bfloat16",
         "autocast",
     ),
+    ({"hidden": None}, TypeError, "hidden", "a torch.Tensor", "NoneType", "required"),
+    ({"weight": None}, TypeError, "weight", "a torch.Tensor", "NoneType", "required"),
     ({"weight": ones(V, H, dtype=int)}, TypeError, "weight", "dtype in float32", "torch.int64", r"weight\.to\("),
     ({"weight": ones(V, H, device="meta")}, ValueError, "weight", "device cpu", "meta", "Move it"),
     ({"bias": ones(V, dtype=torch.float64)}, TypeError, "bias", "dtype torch.float32", "torch.float64", "Cast"),
@@ -257,6 +259,11 @@ def test_dtensors(mesh):
             maspo_ext.linear_logprob(**head(**{name: shard(head()[name])}))
         with pytest.raises(TypeError, match=expected):
             maspo_ext.linear_loss(**batch(**{name: shard(head()[name])}))
+    of_loss = {name: ones(4, 6) for name in ("log_prob", "old_log_prob", "advantages", "response_mask")}
+    for name in of_loss:
+        remedy = rf"{name}\.to_local\(\), and the counts of all ranks; or {name}\.full_tensor\(\)"
+        with pytest.raises(TypeError, match=message(name, "a plain tensor", "a DTensor with placements", remedy)):
+            maspo_ext.policy_loss(**of_loss | {name: shard(of_loss[name])})
 
 
 def test_right_calls_are_right():

@@ -1,5 +1,6 @@
 """torch's own checks of custom ops, torch.compile, torch.export and the grad modes."""
 
+import numpy
 import pytest
 import torch
 import torch._inductor.config
@@ -263,6 +264,39 @@ def test_the_python_fronts_compile(front, device):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_same_bits(run_compiled(compiled, batch), run(batch, function))
+
+
+@pytest.mark.parametrize("name", ["alpha", "loss_scale_factor", "rollout_is_threshold"])
+def test_a_number_may_change_from_call_to_call(name, device):
+    batch = random_batch(4, 8, device=device)
+    compiled = torch.compile(maspo_ext.policy_loss, fullgraph=True, backend="aot_eager")
+    for value in (0.5, 0.75, 1.25, 1.5):
+        options = {"loss_agg_mode": "seq-mean-token-sum-norm", name: value}
+        got, expected = (function(**batch, **options) for function in (compiled, maspo_ext.policy_loss))
+        assert torch.equal(got.loss, expected.loss) and torch.equal(got.stats.tensor, expected.stats.tensor)
+
+
+def test_a_count_of_the_compiled_function(device):
+    """Its value is not known while the graph is made."""
+    batch = random_batch(4, 8, device=device)
+
+    def step(**arguments):
+        count = arguments["response_mask"].bool().sum().item()
+        return maspo_ext.policy_loss(**arguments, batch_num_tokens=count).loss
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(**batch), step(**batch))
+
+
+@pytest.mark.parametrize("number", [numpy.float64, numpy.float32, numpy.int64])
+def test_numbers_of_numpy_in_a_module_compile(number, device):
+    batch = random_batch(4, 8, device=device)
+    batch["ref_log_prob"] = batch["old_log_prob"] - 0.1
+    module = maspo_ext.PolicyLoss(alpha=number(1), kl_coef=number(2), clip_ratio_c=number(3))
+    assert {type(value) for value in (module.config.alpha, module.options["kl_coef"])} <= {float, int}
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**batch).loss, maspo_ext.PolicyLoss(alpha=1, kl_coef=2, clip_ratio_c=3)(**batch).loss)
 
 
 def test_errors_of_the_checks_come_through_compile(device):

@@ -43,6 +43,8 @@ MISSPELT = [
     (LINEAR, "entropy_coeff", "Did you mean entropy_coef?"),
     (("policy_loss",), "entropy_coeff", "Did you mean entropy_coef, which belongs to maspo_ext.linear_loss?"),
     (("policy_loss",), "temperature", "It belongs to maspo_ext.linear_loss."),
+    (("PolicyLoss", "PolicyLoss()"), "entropy_coeff", "Did you mean entropy_coef, which belongs to maspo_ext.LinearPolicyLoss?"),
+    (("PolicyLoss", "PolicyLoss()"), "temperature", "It belongs to maspo_ext.LinearPolicyLoss."),
     (FUNCTIONS + MODULES, "loss_type", "Did you mean ratio_mode and loss_agg_mode?"),
     (FUNCTIONS + MODULES, "clip_ratio", "Did you mean clip_ratio_low and clip_ratio_high?"),
     (("PolicyLoss()",), "clip_ratio", f"Did you mean clip_low and clip_high, {MADE}?"),

@@ -81,6 +81,8 @@ def test_a_statistic_that_is_not_there(name, remedy):
     assert text.endswith(f", got {name!r}. {remedy}")
     with pytest.raises(KeyError):
         stats["actor/dac_clip_low_mean"]
+    assert name not in stats and "actor/dac_clip_low_mean" not in stats and None not in stats
+    assert all(name in stats for name in stats.to_dict())
 
 
 # (log_prob - old, A, mask) of six tokens with old = 0 and the default hyper-parameters; the last is masked.
