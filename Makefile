@@ -59,7 +59,7 @@ test-wheel: wheel $(WHEEL_VENV)/installed ## install that wheel beside another t
 	$(WHEEL_VENV)/bin/pytest tests/wheel/check_installed.py tests/op tests/logits
 
 .PHONY: extras
-extras: $(VENV)/installed ## install what some tests skip without, into build/: TRL, Liger, emulators of other processors (500 MB)
+extras: $(VENV)/installed ## install what some tests skip without, into build/: TRL, Liger, older verl, emulators of other processors (550 MB)
 	$(VENV)/bin/python benchmarks/extras.py
 
 .PHONY: bench
