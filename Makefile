@@ -36,7 +36,7 @@ help: ## this list
 	@echo "  MAX_JOBS=N             compilers at once (default: up to 4)"
 
 .PHONY: train
-train: $(VENV)/built ## train a tiny model with stock verl and MASPO, on the CPU, from set-up to plot (6 to 7 minutes on 2 cores)
+train: $(VENV)/built ## train a tiny model with stock verl and MASPO, on the CPU, from set-up to plot (5 to 7 minutes on 2 cores)
 	RATIO_MODE=$(RATIO_MODE) PYTHON=$(VENV)/bin/python bash examples/maspo_trainer/run_tiny_cpu.sh $(ARGS)
 
 .PHONY: test

@@ -90,7 +90,7 @@ def all_reduce_sums(dp_size: int | None) -> Callable[[torch.Tensor], Any] | None
         ValueError: there is no group of ``dp_size`` ranks, or their number is not known and there is more than one rank.
     """
     ranks = _ranks()
-    if dp_size == 1 or (dp_size is None and ranks == 1):
+    if (dp_size or ranks) == 1:
         return None
     call = _call.get()
     group = None if call is None else call.dp_group

@@ -22,6 +22,12 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 _DENSE = torch.strided  # by a name of ours, since every tensor is asked for it
 
 
+def check_whole(name: str, value: Any, remedy: str) -> None:
+    """Refuse a tensor that knows to be a part of another: its own shape says nothing."""
+    if type(value).__name__ == "DTensor":
+        raise TypeError(message(name, "a plain tensor", f"a DTensor with placements {value.placements}", remedy))
+
+
 def check_tensor(
     name: str, value: Any, dtypes: tuple[torch.dtype, ...], device: torch.device | None, of: str = "log_prob"
 ) -> None:
@@ -31,9 +37,7 @@ def check_tensor(
         if isinstance(value, torch.nn.Module):
             remedy = "Pass its .weight, and its .bias as bias."
         raise TypeError(message(name, "a torch.Tensor", type(value).__name__, remedy))
-    if type(value).__name__ == "DTensor":
-        remedy = f"Pass the rank's own part, {name}.to_local(), and the counts of all ranks; or {name}.full_tensor(), which gathers."
-        raise TypeError(message(name, "a plain tensor", f"a DTensor with placements {value.placements}", remedy))
+    check_whole(name, value, f"Pass the rank's own part, {name}.to_local(), and the counts of all ranks; or {name}.full_tensor(), which gathers.")
     if value.layout is not _DENSE:
         packed = f"Pass its .values(), {name}.offsets() as cu_seqlens, and max_seqlen."
         remedy = packed if value.is_nested else f"Convert it: {name}.to_dense()."

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 
 from maspo_ext.checks.numbers import check_non_negative, check_positive, whole_number
-from maspo_ext.checks.tensors import FLOAT_DTYPES, check_device, check_tensor
+from maspo_ext.checks.tensors import FLOAT_DTYPES, check_device, check_tensor, check_whole
 from maspo_ext.errors import message
 
 _TARGET_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+_GATHER = (
+    "FSDP2: call this inside the forward of the module that owns it, where its parameters are whole. Tensor-parallel vocabulary: "
+    "maspo_ext.vocab_parallel_linear_logprob with .to_local(). Else .full_tensor(), which gathers."
+)
 _OVER_ROWS = "Targets are the words of the response, one per row: shift them against the logits, and do not flatten one only."
 
 
@@ -81,7 +85,7 @@ def check_target_range(target: torch.Tensor, words: int, ignore_index: int) -> N
 
 def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: Any) -> None:
     """The arguments of ``maspo::logprob``."""
-    _check_whole("logits", logits)
+    check_whole("logits", logits, _GATHER)
     check_tensor("logits", logits, FLOAT_DTYPES, None)
     check_device("logits", logits)
     if logits.dim() < 1 or logits.shape[-1] == 0:
@@ -96,7 +100,7 @@ def check_head(
     """The arguments that the ops from hidden states share."""
     for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if value is not None or name != "bias":
-            _check_whole(name, value)
+            check_whole(name, value, _GATHER)
             check_tensor(name, value, FLOAT_DTYPES, None if name == "hidden" else hidden.device, "hidden")
             if value.dtype != hidden.dtype:
                 raise TypeError(
@@ -127,20 +131,6 @@ def check_tokens(hidden: torch.Tensor, packed: bool) -> None:
             if packed
             else message("hidden", "shape [B, T, H]", list(hidden.shape), "Add a batch dimension, or pass cu_seqlens.")
         )  # fmt: skip
-
-
-def _check_whole(name: str, value: Any) -> None:
-    """Refuse a tensor that knows to be a part of another: its own shape says nothing."""
-    if type(value).__name__ == "DTensor":
-        raise TypeError(
-            message(
-                name,
-                "a plain tensor",
-                f"a DTensor with placements {value.placements}",
-                "FSDP2: call this inside the forward of the module that owns it, where its parameters are whole. Tensor-parallel "
-                "vocabulary: maspo_ext.vocab_parallel_linear_logprob with .to_local(). Else .full_tensor(), which gathers.",
-            )
-        )
 
 
 def _sharded(weight: torch.Tensor) -> str:

@@ -28,14 +28,20 @@ class Model(torch.nn.Module):
 FILES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if BLOCK.search(path.read_text())]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_blocks(path, capsys):
+def run_blocks(path):
+    """The names that the blocks of a file leave."""
     torch.manual_seed(0)
     names = {"model": Model(), "input_ids": torch.randint(97, (8, 513))}
     for block in BLOCK.findall(path.read_text()):
         code = compile(block, path.name, "exec")
         if NOT_RUN not in block:
             exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_blocks(path, capsys):
+    names = run_blocks(path)
     assert "actor/maspo_gate_mean_pos" in capsys.readouterr().out
     assert names["loss"].isfinite()
 
@@ -73,3 +79,36 @@ def test_the_loop_of_the_guide_adds_up():
         exec(compile(code, "training.md", "exec"), names)
         results.append(names["head"].weight.detach())
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [2e-3, 0.5])
+def test_the_recipe_for_gspo_is_verls(spread):
+    """Its ``loss_mode=gspo``, with ratios around the bounds, and far off them; float64, in which the ratio's rounding is not seen."""
+    import verl  # noqa: F401  loads the plugin
+    from verl.trainer.ppo.core_algos import compute_policy_loss_gspo
+    from verl.workers.config import ActorConfig
+
+    guide = run_blocks(ROOT / "docs" / "training.md")
+    draw = torch.Generator().manual_seed(0)
+    old_log_prob = -3 * torch.rand(6, 9, generator=draw, dtype=torch.float64)
+    noise = torch.randn(6, 9, generator=draw, dtype=torch.float64)
+    advantages = torch.tensor([[-1.5], [-0.5], [-1.0], [0.7], [0.0], [2.0]], dtype=torch.float64).expand(6, 9)
+    response_mask = torch.arange(9) < torch.tensor([9, 1, 4, 0, 7, 5])[:, None]
+    old_log_prob[~response_mask] = 100.0  # padding is whatever it is, but finite: verl multiplies by the mask
+    ours = (old_log_prob + spread * noise).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    config = ActorConfig(
+        strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, clip_ratio_low=3e-4, clip_ratio_high=4e-4
+    )
+
+    old_for_gspo = guide["old_log_prob_for_gspo"](ours, old_log_prob, response_mask)
+    loss, stats = guide["gspo"](ours, old_for_gspo, advantages, response_mask)
+    expected, metrics = compute_policy_loss_gspo(
+        old_log_prob, theirs, advantages, response_mask, loss_agg_mode="seq-mean-token-mean", config=config
+    )
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert (theirs.grad != 0).any()
+    assert stats.to_dict()["actor/pg_clipfrac"] == pytest.approx(metrics["actor/pg_clipfrac"]) != 0

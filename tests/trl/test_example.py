@@ -132,12 +132,18 @@ def test_both_trainers_do_the_same(out):
         assert one["loss"] != 0 and one["grad_norm"] > 0
 
 
+def same_runs(folder: Path, name: str, loss: str, *names: str) -> tuple[Run, Run]:
+    """The run with TRL's own loss and the one with ours, whose steps have the same numbers of these names."""
+    theirs, ours = Run(folder / f"{name}-trl"), Run(folder / f"{name}-{loss}")
+    for one, other in zip(theirs.steps, ours.steps, strict=True):
+        assert_same(one, other, names)
+    return theirs, ours
+
+
 @pytest.mark.parametrize("loss", ["policy", "linear"])
 def test_grpo_trains_as_trls_own_loss_does(loss, out):
     """A batch for two updates of two micro-batches each, a temperature and a KL term; the second update is clipped."""
-    theirs, ours = Run(out / "shared-trl").steps, Run(out / f"shared-{loss}").steps
-    for one, other in zip(theirs, ours, strict=True):
-        assert_same(one, other, ["loss", "grad_norm", "entropy"])
+    theirs, ours = (run.steps for run in same_runs(out, "shared", loss, "loss", "grad_norm", "entropy"))
     assert theirs[1]["clip_ratio/region_mean"] == pytest.approx(ours[1]["actor/pg_clipfrac"], abs=0.05) != 0
     assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
 
@@ -145,18 +151,14 @@ def test_grpo_trains_as_trls_own_loss_does(loss, out):
 @pytest.mark.parametrize("loss", ["policy", "linear"])
 def test_adapters_and_a_head_that_is_saved_train_as_with_trls_own_loss(loss, out):
     """LoRA by peft: the reference is the model without its adapters, and the head a wrapped module."""
-    theirs, ours = Run(out / "adapters-trl").steps, Run(out / f"adapters-{loss}").steps
-    for one, other in zip(theirs, ours, strict=True):
-        assert_same(one, other, ["loss", "grad_norm", "entropy"])
+    theirs, ours = (run.steps for run in same_runs(out, "adapters", loss, "loss", "grad_norm", "entropy"))
     assert theirs[1]["kl"] == pytest.approx(ours[1]["actor/ref_kl"], rel=0.05) != 0
     assert ours[1]["actor/ratio_max"] > 1.05
 
 
 @pytest.mark.parametrize("loss", ["policy", "linear"])
 def test_fsdp2_trains_as_with_trls_own_loss(loss, fsdp):
-    theirs, ours = Run(fsdp / "fsdp-trl"), Run(fsdp / f"fsdp-{loss}")
-    for one, other in zip(theirs.steps, ours.steps, strict=True):
-        assert_same(one, other, ["loss", "grad_norm"])  # TRL's entropy is of all ranks, ours of the first
+    theirs, ours = same_runs(fsdp, "fsdp", loss, "loss", "grad_norm")  # TRL's entropy is of all ranks, ours of the first
     start, parameters = before(), ours.parameters()
     for name, expected in theirs.parameters().items():
         # Of their way, since Adam makes a large step of a gradient that is next to nothing, and so of what is rounded there.

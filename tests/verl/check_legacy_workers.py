@@ -18,8 +18,8 @@ from verl.workers.actor.dp_actor import DataParallelPPOActor
 from maspo_ext import RATIO_MODES, stat_names
 from maspo_ext.integrations.verl.ratio_modes import FUSED
 
-from .hyper import HYPER
-from .plain_update import ROWS, log_probs_of, make_batch, make_model, reference_update
+from .hyper import HYPER, overrides_of
+from .plain_update import ROWS, assert_same_gradients, log_probs_of, make_batch, make_model, reference_update
 
 ACTOR = "actor_rollout_ref.actor"
 PARTS = [[0, 1], [2, 3]]
@@ -49,10 +49,8 @@ def model():
 
 
 def actor_config(ratio_mode, *overrides):
-    keys = {"ratio_mode": ratio_mode} | {f"{ratio_mode}_{name}": value for name, value in HYPER[ratio_mode].items()}
-    keys = [f"{ACTOR}.policy_loss.ratio_clip.{key}={value}" for key, value in keys.items()]
     with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", [*OVERRIDES, *keys, *overrides])
+        config = compose("ppo_trainer", [*OVERRIDES, *overrides_of(ratio_mode), *overrides])
     return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
 
 
@@ -68,14 +66,6 @@ def update(model, config, batch):
     return {name: value[-len(PARTS) :] for name, value in metrics.items() if isinstance(value, list)}, gradients
 
 
-def assert_same_update(got, expected):
-    assert got.keys() == expected.keys()
-    for name, gradient in got.items():
-        scale = expected[name].abs().max().item()
-        assert scale > 0, name
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
-
-
 def plain_update(model, batch, ratio_mode, loss_agg_mode):
     _, gradients, stats = reference_update(model, batch, ratio_mode, HYPER[ratio_mode], loss_agg_mode, PARTS)
     return {name: gradient / len(PARTS) for name, gradient in gradients.items()}, stats
@@ -88,7 +78,7 @@ def test_update_equals_plain_torch(model, ratio_mode, loss_agg_mode):
     metrics, gradients = update(model, actor_config(ratio_mode, f"{ACTOR}.loss_agg_mode={loss_agg_mode}"), batch)
     default = RATIO_MODES[ratio_mode].default_loss_agg_mode
     expected, stats = plain_update(model, batch, ratio_mode, default if loss_agg_mode == "token-mean" else loss_agg_mode)
-    assert_same_update(gradients, expected)
+    assert_same_gradients(gradients, expected)
     for name in filter(None, stat_names(ratio_mode)):
         assert metrics[name] == pytest.approx([part[name] for part in stats], rel=1e-4, abs=1e-6), name
 
@@ -101,7 +91,7 @@ def test_entropy_bonus_is_subtracted_from_the_loss_in_place(model):
     entropy = -(log_probs.exp() * log_probs).sum(-1)
     means = [(entropy[rows] * mask[rows]).sum() / mask[rows].sum() for rows in PARTS]
     of_bonus = torch.autograd.grad(0.5 * torch.stack(means).mean(), list(model.parameters()))
-    assert_same_update(gradients, {name: g - b for (name, g), b in zip(expected.items(), of_bonus, strict=True)})
+    assert_same_gradients(gradients, {name: g - b for (name, g), b in zip(expected.items(), of_bonus, strict=True)})
 
 
 def test_fused_kernels(model, monkeypatch):
@@ -111,7 +101,7 @@ def test_fused_kernels(model, monkeypatch):
     apply_monkey_patch(fused, use_remove_padding=False, use_fused_kernels=True, fused_kernels_backend="maspo")
     config = actor_config("maspo")
     object.__setattr__(config, "use_fused_kernels", True)  # the worker takes it over from the model's config
-    assert_same_update(update(fused, config, batch)[1], expected)
+    assert_same_gradients(update(fused, config, batch)[1], expected)
     # Over several ranks the model's forward would take a wrong word as the next one, at the end of each rank's part.
     monkeypatch.setattr(ulysses, "get_ulysses_sequence_parallel_world_size", lambda: 2)
     with pytest.raises(ValueError, match=r"expected ulysses_sequence_parallel_size=1.*got '?2.*verl to 0\.8 or later"):

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import verl  # noqa: F401  loads the plugins
 from hydra import compose, initialize_config_module
-from hyper import HYPER
+from hyper import HYPER, overrides_of
 from plain_update import ROWS, make_batch, reference_update
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
@@ -25,7 +25,6 @@ from verl.workers.utils.padding import left_right_2_no_padding
 from maspo_ext import RATIO_MODES
 from maspo_ext.integrations.verl.ratio_modes import FUSED
 
-RATIO_CLIP = "actor_rollout_ref.actor.policy_loss.ratio_clip"
 BOUNDS = ("actor/bapo_clip_low", "actor/bapo_clip_high")
 OVERRIDES = [
     "actor_rollout_ref.actor.strategy=fsdp2",
@@ -47,15 +46,13 @@ def micro_batches(rows_per_micro_batch, ranks):
 
 def actor_of(ratio_mode, overrides):
     """verl's actor config of a mode."""
-    hyper = [f"{RATIO_CLIP}.{ratio_mode}_{name}={value}" for name, value in HYPER[ratio_mode].items()]
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(
             "ppo_trainer",
             [
                 *OVERRIDES,
                 *overrides,
-                *hyper,
-                f"{RATIO_CLIP}.ratio_mode={ratio_mode}",
+                *overrides_of(ratio_mode),
                 f"actor_rollout_ref.actor.calculate_entropy={ratio_mode == 'entropy_adv'}",
             ],
         )

@@ -21,3 +21,9 @@ HYPER = {
 ACTOR_CLIP = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.3, "clip_ratio_c": 1.5}
 # What a mode has of the actor's clip in place of keys of its own.
 SHARED = dict.fromkeys(["maspo", "grpo", "bapo"], list(ACTOR_CLIP)) | {"sapo": ["clip_ratio_c"]}
+
+
+def overrides_of(ratio_mode):
+    """What chooses a mode with these hyper-parameters on verl's command line."""
+    keys = {"ratio_mode": ratio_mode} | {f"{ratio_mode}_{name}": value for name, value in HYPER[ratio_mode].items()}
+    return [f"actor_rollout_ref.actor.policy_loss.ratio_clip.{key}={value}" for key, value in keys.items()]

@@ -76,3 +76,11 @@ def reference_update(model, batch, ratio_mode, hyper, loss_agg_mode, rows_of_mic
     loss = torch.stack(losses).sum()
     loss.backward()
     return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, stats
+
+
+def assert_same_gradients(got, expected):
+    assert got.keys() == expected.keys()
+    for name, gradient in got.items():
+        scale = expected[name].abs().max()
+        assert scale > 0, name
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * scale.item(), msg=name)
