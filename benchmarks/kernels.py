@@ -70,13 +70,13 @@ def passes(kernel: Kernel) -> dict[str, Callable]:
     policy = batch["old_log_prob"], batch["advantages"], torch.ones_like(log_prob, dtype=kernel.mask)
     counts = {"batch_num_tokens": log_prob.numel()} if kernel.counts_given else {}
     tensors, keywords = prepared(config_class_of(kernel.mode)(), kernel.mode, log_prob, *policy, **counts)
-    loss, _, dlogp, row_scale = forward_pass(log_prob, tensors, keywords, need_grad=True)
+    loss, _, dlogp, scales = forward_pass(log_prob, tensors, keywords, need_grad=True)
     grad_loss = torch.ones_like(loss)
     in_place = dlogp.dtype == log_prob.dtype
     grad = dlogp if in_place else torch.empty_like(log_prob)
     return {
         "forward": lambda: forward_pass(log_prob, tensors, keywords, need_grad=True),
-        "backward": lambda: torch.ops.maspo.loss_backward_out(grad_loss, dlogp, row_scale, grad=grad),
+        "backward": lambda: torch.ops.maspo.loss_backward_out(grad_loss, dlogp, scales, grad=grad),
     }
 
 

@@ -39,11 +39,11 @@ _backward_out = torch.ops.maspo.loss_backward_out.default
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_prob, op, arguments, keywords):
-        loss, stats, dlogp, row_scale = op(log_prob, *arguments, **keywords)
+        loss, stats, dlogp, scales = op(log_prob, *arguments, **keywords)
         ctx.save_for_backward(log_prob, keywords.get("cu_seqlens"))
         ctx.max_seqlen = keywords.get("max_seqlen")
         # Not saved: what saved-tensor hooks give back may be anybody's, and backward writes over it.
-        ctx.made = dlogp, row_scale
+        ctx.made = dlogp, scales
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
@@ -63,12 +63,12 @@ class _Loss(torch.autograd.Function):
 _apply_loss = untransformed(_Loss)
 
 
-def _gradient(grad_loss, dlogp, row_scale, dtype, *packed):
+def _gradient(grad_loss, dlogp, scales, dtype, *packed):
     """``loss_backward``, in the memory of ``dlogp`` where that can be: then there is one tensor of the batch's size."""
     if dlogp.dtype != dtype or not may_be_reused(dlogp, grad_loss):
-        return torch.ops.maspo.loss_backward(grad_loss, dlogp, row_scale, dtype, *packed)
+        return torch.ops.maspo.loss_backward(grad_loss, dlogp, scales, dtype, *packed)
     if not is_known_one(grad_loss):  # on a CPU, where dlogp has its scale already
-        _backward_out(grad_loss, dlogp, row_scale, *packed, grad=dlogp)
+        _backward_out(grad_loss, dlogp, scales, *packed, grad=dlogp)
     return dlogp
 
 
@@ -125,7 +125,7 @@ def tensor_keywords(rollout_is_weights, entropy, ref_log_prob, cu_seqlens, max_s
 
 
 def forward_pass(log_prob, tensors, keywords, need_grad):
-    """``(loss, stats, dlogp, row_scale)`` of what ``prepared`` gave; no part of autograd."""
+    """``(loss, stats, dlogp, scales)`` of what ``prepared`` gave; no part of autograd."""
     return _forward(log_prob, *tensors, **keywords, need_grad=need_grad)
 
 
@@ -283,7 +283,7 @@ def _fake_forward(
         log_prob.new_empty((), dtype=dtype),
         log_prob.new_empty((NUM_STATS,), dtype=torch.float64),
         log_prob.new_empty(log_prob.shape if need_grad else (0, *log_prob.shape[1:]), dtype=dtype),
-        log_prob.new_empty((rows,), dtype=torch.float64),
+        log_prob.new_empty((1 + rows,), dtype=torch.float64),
     )
 
 
@@ -292,7 +292,7 @@ register_fake("maspo::loss_forward_packed", _fake_forward)
 
 
 @register_fake("maspo::loss_backward")
-def _(grad_loss, dlogp, row_scale, dtype, cu_seqlens=None, max_seqlen=None):
+def _(grad_loss, dlogp, scales, dtype, cu_seqlens=None, max_seqlen=None):
     return dlogp.new_empty(dlogp.shape, dtype=dtype)
 
 

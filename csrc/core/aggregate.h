@@ -64,4 +64,8 @@ MASPO_HD double row_scale(const Aggregation& a, double of_batch, double row_toke
   return a.mode == kSeqMeanTokenMean ? of_batch / row_tokens : of_batch;
 }
 
+// A row's scale, from what all rows have in common and what this one has of its own, which is 0 for a row without tokens,
+// whatever the other is.
+MASPO_HD double scale_of_row(double of_batch, double of_row) { return of_row == 0 ? 0.0 : of_batch * of_row; }
+
 }  // namespace maspo

@@ -19,12 +19,14 @@ struct LossParams {
   Tiling tiling;  // of a CPU; a GPU's cut is in cuda/tiling.h
 
   // Outputs of the pass; S is the arithmetic type, double for float64 inputs and float for all others.
-  // A number of S per token, contiguous: d loss / d log_prob, on a CPU whole, on a GPU before row_scale; null: not wanted.
+  // A number of S per token, contiguous: d loss / d log_prob, on a CPU whole, on a GPU before the row's scale; null: not wanted.
   void* dlogp;
   RowSums* pieces;          // [rows, tiling.pieces_per_row]; on a GPU as its cut has them
   StatSums<double>* units;  // [tiling.units]; on a GPU kUnitNumbers doubles a block
   // Outputs of the finishing step.
-  double* row_scale;  // [rows]; on a GPU without what dlogp has of it already
+  // [rows] and, of a GPU, a number: the scale of a row is their product (scale_of_row), without what dlogp has of it already.
+  double* row_scale;
+  double* batch_scale;
   double* stats;      // [kNumStats]
   void* loss;         // one S
 };

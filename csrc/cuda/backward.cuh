@@ -1,4 +1,4 @@
-// grad = dlogp * row_scale * grad_loss: one warp per stretch of steps, as in the forward pass.
+// grad = dlogp * scale_of_row * grad_loss: one warp per stretch of steps.
 #pragma once
 
 #include "cuda/load.cuh"
@@ -8,17 +8,23 @@ namespace maspo {
 
 struct BackwardParams {
   const void* dlogp;
-  const double* row_scale;
+  const double* scales;  // [1 + rows]: batch_scale, row_scale
   const void* grad_loss;
   void* grad;
   Batch batch;
   Cut cut;
 };
 
-// More blocks than run at a time: the last of them end at about the same time.
+// At least so many blocks a multiprocessor, if there are tokens for them: the last of them end at about the same time.
 constexpr int kBackwardBlocks = 32, kBackwardWarps = 8;
-// Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy.
+// Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy. Of a large
+// batch a warp has no more: what runs at a time lies together then.
 constexpr int kStepsAtOnce = 4;
+
+MASPO_HD Cut backward_cut(const Batch& b, int64_t multiprocessors) {
+  const int64_t of_steps = b.tokens / (kBackwardWarps * kStepsAtOnce * kStepTokens);
+  return cuda_cut(b, {bounded(of_steps, multiprocessors * kBackwardBlocks, kMaxBlocks), kBackwardWarps});
+}
 
 template <class Format>
 __global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(BackwardParams p) {
@@ -26,7 +32,7 @@ __global__ void __launch_bounds__(kBackwardWarps* kWarp) backward_kernel(Backwar
   using T = typename Format::Stored;
   const double grad_loss = static_cast<double>(*static_cast<const S*>(p.grad_loss));
   for_each_piece(p.batch, p.cut, this_warp(), [&](int64_t, const Span& span, bool) {
-    const S scale = static_cast<S>(p.row_scale[span.row] * grad_loss);
+    const S scale = static_cast<S>(scale_of_row(p.scales[0], p.scales[1 + span.row]) * grad_loss);
     if (scale == S(1) && p.grad == p.dlogp) return;  // the forward pass knew all of the scale
     const S* const dlogp = static_cast<const S*>(p.dlogp) + span.start;
     T* const grad = static_cast<T*>(p.grad) + span.start;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/logit_rows.h"
-#include "cuda/tiling.h"
+#include "cuda/groups.h"
 
 namespace maspo {
 
@@ -15,10 +15,13 @@ struct CudaPlace {
 Grid grid_cuda(int device, DType log_prob);
 
 // These return a cudaError_t; 0 is success.
-int forward_cuda(const LossParams& params, const Cut& cut, CudaPlace place);
 
-// grad = dlogp * row_scale * *grad_loss, all on the device; grad has dtype `dtype`, both contiguous.
-int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_loss, void* grad, DType dtype,
+// params.pieces: most_pieces of the batch; params.units: grid.blocks.
+int forward_cuda(const LossParams& params, const Grid& grid, CudaPlace place);
+
+// grad = dlogp * scale_of_row * *grad_loss, all on the device; grad has dtype `dtype`, both contiguous; scales: [1 + rows],
+// batch_scale and row_scale.
+int backward_cuda(const void* dlogp, const double* scales, const void* grad_loss, void* grad, DType dtype,
                   const Batch& batch, CudaPlace place);
 
 int bapo_sums_cuda(const BapoParams& params, const Cut& cut, CudaPlace place);

@@ -1,4 +1,4 @@
-// From the sums of pieces and units to loss, statistics and row scales: done by the forward kernel's block that comes last.
+// From the sums of pieces and units to loss, statistics and scales: done by the forward kernel's block that comes last.
 // What runs here once has to be fetched as code first, often from far away: so it is short, and its loops are not unrolled
 // beyond what keeps loads on their way.
 #pragma once
@@ -41,17 +41,17 @@ __device__ __forceinline__ double* unit_numbers(const LossParams& p, int64_t uni
 // What a thread reads at a time: one after the other, each would be waited for.
 constexpr int kReadsAtOnce = 8;
 
-__device__ __forceinline__ double sum_units(const LossParams& p, const Cut& cut) {
+__device__ __forceinline__ double sum_units(const LossParams& p, int64_t units) {
   const int lane = threadIdx.x % kWarp, warps = warps_of_block();
   double total = nothing_of_lane(lane);
 #pragma unroll 1
-  for (int64_t first = threadIdx.x / kWarp; first < cut.blocks; first += kReadsAtOnce * warps) {
+  for (int64_t first = threadIdx.x / kWarp; first < units; first += kReadsAtOnce * warps) {
     double unit[kReadsAtOnce];
 #pragma unroll
     for (int k = 0; k < kReadsAtOnce; ++k) {
       const int64_t i = first + k * warps;
       unit[k] = nothing_of_lane(lane);
-      if (i < cut.blocks && lane < kUnitNumbers) unit[k] = unit_numbers(p, i)[lane];
+      if (i < units && lane < kUnitNumbers) unit[k] = unit_numbers(p, i)[lane];
     }
 #pragma unroll
     for (int k = 0; k < kReadsAtOnce; ++k) total = combined(lane, total, unit[k]);
@@ -61,11 +61,16 @@ __device__ __forceinline__ double sum_units(const LossParams& p, const Cut& cut)
 
 // ---- rows
 
+// What a row's scale has of its own.
+__device__ __forceinline__ double own_scale(const LossParams& p, const RowSums& sums) {
+  return row_scale(p.aggregation, 1.0, sums.tokens);
+}
+
 // What a row adds to kNonempty, kUnsound or kRowLoss.
 __device__ __forceinline__ double row_number(const LossParams& p, int64_t row, const RowSums& sums, int which) {
   if (which == kNonempty) return sums.tokens > 0 ? 1.0 : 0.0;
   if (which == kUnsound) return p.batch.cu_seqlens != nullptr && !is_sound_row(p.batch, row) ? 1.0 : 0.0;
-  return which == kRowLoss ? row_scale(p.aggregation, 1.0, sums.tokens) * sums.loss : 0.0;
+  return which == kRowLoss ? own_scale(p, sums) * sums.loss : 0.0;
 }
 
 // So many threads for each row, of a warp, that all have work if that can be.
@@ -75,9 +80,9 @@ __device__ __forceinline__ int lanes_of_row(int64_t rows) {
   return lanes;
 }
 
-// Of rows that no warp had as a whole: their tokens into p.row_scale, and this warp's part of their numbers, in the lanes of
-// these.
-__device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut& cut, const SplitRows& split) {
+// Of rows that no warp had as a whole: p.row_scale, and this warp's part of their numbers, in the lanes of these.
+template <class AnyCut>
+__device__ __forceinline__ double sum_split_rows(const LossParams& p, const AnyCut& cut, const SplitRows& split) {
   if (split.candidates == 0) return nothing_of_lane(threadIdx.x % kWarp);
   const int lane = threadIdx.x % kWarp, lanes = lanes_of_row(split.candidates), rows_at_once = blockDim.x / lanes;
   double numbers[kUnitNumbers - kNonempty] = {};
@@ -98,7 +103,7 @@ __device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut&
       sums.loss += __shfl_xor_sync(kAllLanes, sums.loss, offset);
     }
     if (row < 0 || lane % lanes != 0) continue;
-    p.row_scale[row] = sums.tokens;
+    p.row_scale[row] = own_scale(p, sums);
 #pragma unroll
     for (int i = 0; i < kUnitNumbers - kNonempty; ++i) numbers[i] += row_number(p, row, sums, kNonempty + i);
   }
@@ -111,42 +116,24 @@ __device__ __forceinline__ double sum_split_rows(const LossParams& p, const Cut&
   return of_lane;
 }
 
-__device__ __forceinline__ void scale_rows(const LossParams& p, double of_batch) {
-#pragma unroll 1
-  for (int64_t first = threadIdx.x; first < p.batch.rows; first += kReadsAtOnce * blockDim.x) {
-    double tokens[kReadsAtOnce];
-#pragma unroll
-    for (int k = 0; k < kReadsAtOnce; ++k) {
-      const int64_t row = first + k * blockDim.x;
-      if (row < p.batch.rows) tokens[k] = p.row_scale[row];
-    }
-#pragma unroll
-    for (int k = 0; k < kReadsAtOnce; ++k) {
-      const int64_t row = first + k * blockDim.x;
-      if (row < p.batch.rows) p.row_scale[row] = row_scale(p.aggregation, of_batch, tokens[k]);
-    }
-  }
-}
-
-template <class S, template <class> class Hyper>
-__device__ __forceinline__ void finish_forward(const LossParams& p, const Cut& cut, double* scratch) {
+template <class S, template <class> class Hyper, class AnyCut>
+__device__ __forceinline__ void finish_forward(const LossParams& p, const AnyCut& cut, double* scratch) {
   const int lane = threadIdx.x % kWarp;
-  const double of_warp = combined(lane, sum_units(p, cut), sum_split_rows(p, cut, split_rows_of_grid(p.batch, cut)));
+  const double of_warp = combined(lane, sum_units(p, cut.blocks), sum_split_rows(p, cut, split_rows_of_grid(p.batch, cut)));
   const double of_batch = over_block(of_warp, scratch);
   if (threadIdx.x < kUnitNumbers) scratch[lane] = of_batch;  // where no other thread has anything to read
-  __syncthreads();  // which also shows every thread the rows' tokens
+  __syncthreads();  // which shows one thread what the others have
+  if (threadIdx.x != 0) return;
   StatSums<double>& sums = *reinterpret_cast<StatSums<double>*>(scratch);
   // cu_seqlens cannot be looked at before the launch without a wait; what a CPU refuses is a NaN here, in every gradient too.
   const double poison = scratch[kUnsound] > 0 ? nan("") : 0.0;
   const double scale = batch_scale(p.aggregation, {sums.sum[kTokens], scratch[kNonempty]}) + poison;
-  scale_rows(p, scale / scale_of_pass(p));
-  if (threadIdx.x == 0) {
-    // A batch without tokens has loss 0, whatever they would be divided by.
-    const double loss = scratch[kNonempty] == 0 && scratch[kRowLoss] == 0 ? poison : scale * scratch[kRowLoss];
-    *static_cast<S*>(p.loss) = static_cast<S>(loss);
-    sums.sum[kNonfinite] += poison;
-    finish_stats(sums, p.clip_bounds, p.stats, Hyper<double>::finish);
-  }
+  *p.batch_scale = scale / scale_of_pass(p);
+  // A batch without tokens has loss 0, whatever they would be divided by.
+  const double loss = scratch[kNonempty] == 0 && scratch[kRowLoss] == 0 ? poison : scale * scratch[kRowLoss];
+  *static_cast<S*>(p.loss) = static_cast<S>(loss);
+  sums.sum[kNonfinite] += poison;
+  finish_stats(sums, p.clip_bounds, p.stats, Hyper<double>::finish);
 }
 
 }  // namespace maspo

@@ -29,21 +29,29 @@ cudaError_t next_counter(CudaPlace place, unsigned** counter) {
   return status;
 }
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch_cut(void (*kernel)(Parameters...), const Cut& cut, CudaPlace place, Arguments... arguments) {
+template <class... Parameters, class AnyCut, class... Arguments>
+cudaError_t launch_cut(void (*kernel)(Parameters...), const AnyCut& cut, CudaPlace place, Arguments... arguments) {
   const dim3 blocks(static_cast<unsigned>(cut.blocks));
   return launch(kernel, blocks, static_cast<int>(cut.warps) * kWarp, place, arguments...);
 }
 
 template <template <class> class Hyper>
-cudaError_t launch_forward(const LossParams& p, const Cut& cut, CudaPlace place) {
+cudaError_t launch_forward(const LossParams& p, const Grid& grid, CudaPlace place) {
   unsigned* counter = nullptr;
   const cudaError_t status = next_counter(place, &counter);
   if (status != cudaSuccess) return status;
-  const auto with = [&](auto kernel) { return launch_cut(kernel, cut, place, p, cut, counter); };
+  const auto by = [&](auto kernel, const auto& cut) { return launch_cut(kernel, cut, place, p, cut, counter); };
+  const auto with = [&](auto kernel) { return by(kernel, cuda_cut(p.batch, grid)); };
   if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
 #define MASPO_IF_PLAIN(dtype, Format, Mask) \
   if (is_plain<Hyper<float>, Mask>(p, dtype)) return with(forward_kernel<Hyper, PlainSteps<Format, Hyper<float>, Mask>>)
+#define MASPO_IF_GROUPS(dtype, Format)                                              \
+  if (is_plain<Hyper<float>, ByteMask>(p, dtype) && takes_groups(p, grid)) {        \
+    return by(forward_groups_kernel<Hyper, Format>, group_cut(p.batch, grid));      \
+  }
+  MASPO_IF_GROUPS(kFloat32, Float32);
+  MASPO_IF_GROUPS(kBFloat16, BFloat16);
+#undef MASPO_IF_GROUPS
   MASPO_IF_PLAIN(kFloat32, Float32, ByteMask);
   MASPO_IF_PLAIN(kFloat32, Float32, WideMask<4>);
   MASPO_IF_PLAIN(kFloat32, Float32, WideMask<8>);
@@ -69,13 +77,13 @@ Grid grid_cuda(int device, DType log_prob) {
   return {multiprocessors_of(device), log_prob == kFloat64 ? kMostWarps<double> : kMostWarps<float>};
 }
 
-int forward_cuda(const LossParams& params, const Cut& cut, CudaPlace place) {
-  const cudaError_t status = enter(cut.blocks, place);
+int forward_cuda(const LossParams& params, const Grid& grid, CudaPlace place) {
+  const cudaError_t status = enter(grid.blocks, place);
   if (status != cudaSuccess) return status;
   switch (params.method) {
 #define MASPO_LAUNCH(id, name, Hyper) \
   case id:                            \
-    return launch_forward<Hyper>(params, cut, place);
+    return launch_forward<Hyper>(params, grid, place);
     MASPO_METHODS(MASPO_LAUNCH)
 #undef MASPO_LAUNCH
     default:
@@ -83,13 +91,13 @@ int forward_cuda(const LossParams& params, const Cut& cut, CudaPlace place) {
   }
 }
 
-int backward_cuda(const void* dlogp, const double* row_scale, const void* grad_loss, void* grad, DType dtype,
+int backward_cuda(const void* dlogp, const double* scales, const void* grad_loss, void* grad, DType dtype,
                   const Batch& batch, CudaPlace place) {
   if (batch.rows == 0 || batch.cols == 0) return cudaSuccess;
-  const Cut cut = cuda_cut(batch, {multiprocessors_of(place.device) * kBackwardBlocks, kBackwardWarps});
+  const Cut cut = backward_cut(batch, multiprocessors_of(place.device));
   const cudaError_t status = enter(cut.blocks, place);
   if (status != cudaSuccess) return status;
-  const BackwardParams p = {dlogp, row_scale, grad_loss, grad, batch, cut};
+  const BackwardParams p = {dlogp, scales, grad_loss, grad, batch, cut};
   return with_format(dtype, [&](auto format) { return launch_cut(backward_kernel<decltype(format)>, cut, place, p); });
 }
 

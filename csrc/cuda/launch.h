@@ -8,8 +8,6 @@
 
 namespace maspo {
 
-constexpr int64_t kMaxBlocks = 2147483647;  // grid.x
-
 // The runtime is linked statically and has its own idea of the current device: it is set before every launch.
 inline cudaError_t enter(int64_t blocks, CudaPlace place) {
   return blocks > kMaxBlocks ? cudaErrorInvalidConfiguration : cudaSetDevice(place.device);

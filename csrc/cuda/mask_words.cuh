@@ -28,6 +28,9 @@ class ByteMask {
       : first_(static_cast<const unsigned char*>(mask.data) + offset + threadIdx.x % kWarp * sizeof(Words)),
         aligned_(is_aligned<sizeof(Words)>(first_)) {}
 
+  // Of the steps from column col on, which all exist, aligned.
+  __device__ __forceinline__ Words fetch_whole(int64_t col) const { return *reinterpret_cast<const Words*>(first_ + col); }
+
   // Of the steps from column col on; `left` tokens exist from there on. Where not all of a lane's do: as neither.
   __device__ __forceinline__ Words fetch(int col, int left) const {
     const int of_lane = left - static_cast<int>(threadIdx.x % kWarp * sizeof(Words));

@@ -18,7 +18,7 @@ struct alignas(kPackAccess<T, N>) Pack {
 };
 
 template <int kBytes>
-__device__ __forceinline__ bool is_aligned(const void* p) {
+MASPO_HD bool is_aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % kBytes == 0;
 }
 template <int N, class T>

@@ -48,13 +48,13 @@ struct AnySteps {
   const Options<S> o;
   const S scale;
 
-  __device__ __forceinline__ AnySteps(const LossParams& params, const Cut&)
+  __device__ __forceinline__ explicit AnySteps(const LossParams& params)
       : p(params),
         h(hyper_of<Hyper>(params)),
         o(options_as<S>(params.options)),
         scale(static_cast<S>(scale_of_pass(params))) {}
 
-  __device__ __forceinline__ void run(const Span& span, PieceSums<S, Hyper>& sums) const {
+  __device__ __forceinline__ void run(const Cut&, const Span& span, PieceSums<S, Hyper>& sums) const {
     for_each_four(span, [&](int64_t col, int count) {
       const auto load = [&](const View& v, S(&out)[kLane]) {
         if (v.data != nullptr) load_four(v, offset_of(v, p.batch, span, col), count, out);

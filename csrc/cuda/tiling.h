@@ -21,6 +21,7 @@ struct Grid {
   int64_t blocks, warps;
 };
 constexpr int64_t kLeastWarps = 4;
+constexpr int64_t kMaxBlocks = 2147483647;  // grid.x
 
 // In the passes over a batch a multiprocessor has one block: few and large ones leave little for the last one to read. With
 // so many warps, float32 has 128 registers a thread and float64 255, and nothing is spilled; left to itself the compiler takes
@@ -62,11 +63,11 @@ MASPO_HD Pieces pieces_of_row(const Cut& cut, int64_t row) {
 }
 
 // Where rows that several warps have pieces of are looked for: among all rows or, where warps are fewer, at the places where
-// a stretch ends, of a warp or of a block. Then a stretch is no shorter than a row, and no row has more than two pieces.
+// a stretch ends, of a warp or of a block. Then a stretch is no shorter than a row, and no row lies in more than two.
 struct SplitRows {
   int64_t candidates;
   bool among_rows;
-  int64_t first, steps;  // the first of the stretches, and how long each is
+  int64_t first, length;  // the first of the rows or stretches, and how long each of the latter is
 };
 
 MASPO_HD int64_t warps_with_steps(const Batch& b, const Cut& cut) {
@@ -84,12 +85,17 @@ MASPO_HD SplitRows split_rows_of_grid(const Batch& b, const Cut& cut) {
   return {cut.blocks - 1, false, 0, cut.warps * cut.steps_of_warp};
 }
 
+// The row that two stretches have a part of, of which one ends there, or -1.
+MASPO_HD int64_t row_split_at(const Batch& b, int64_t end, int64_t length_of_row) {
+  const int64_t row = end / length_of_row;
+  return row < b.rows && row * length_of_row < end ? row : -1;
+}
+
 // A candidate's row, or -1: there is none, or it is in one piece.
 MASPO_HD int64_t split_row(const Batch& b, const Cut& cut, const SplitRows& split, int64_t candidate) {
   if (candidate >= split.candidates) return -1;
   if (split.among_rows) return pieces_of_row(cut, candidate).count > 1 ? candidate : -1;
-  const int64_t end = (split.first + candidate + 1) * split.steps, row = end / cut.steps_of_row;  // of a stretch
-  return row < b.rows && row * cut.steps_of_row < end ? row : -1;
+  return row_split_at(b, (split.first + candidate + 1) * split.length, cut.steps_of_row);
 }
 
 // What a block leaves for the last one: the numbers of StatSums in their order, and those of its whole rows.

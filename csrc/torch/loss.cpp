@@ -21,7 +21,7 @@ namespace maspo {
 namespace {
 
 struct Outputs {
-  Tensor loss, stats, dlogp, row_scale;
+  Tensor loss, stats, dlogp, scales;
 };
 
 // What the pass gives, on log_prob's device. `params` must hold the batch already.
@@ -35,15 +35,17 @@ Outputs allocate(const Tensor& log_prob, bool need_grad, LossParams& params) {
   Outputs out{new_contiguous(log_prob, {}, type),
               doubles({kNumStats}),
               new_contiguous(log_prob, shape, type),
-              doubles({params.batch.rows})};
+              doubles({1 + params.batch.rows})};
   params.loss = out.loss.mutable_data_ptr();
   params.stats = data_of<double>(out.stats);
   params.dlogp = need_grad ? out.dlogp.mutable_data_ptr() : nullptr;
-  params.row_scale = data_of<double>(out.row_scale);
+  params.batch_scale = data_of<double>(out.scales);
+  params.row_scale = params.batch_scale + 1;
   return out;
 }
 
 void forward_on_cpu(LossParams& params) {
+  *params.batch_scale = 1;  // the rows have all of it
   params.tiling = cpu_tiling(params.batch);
   // Not tensors: the way through torch to an allocation takes as long as a small batch.
   const std::unique_ptr<RowSums[]> pieces(new RowSums[piece_count(params.batch, params.tiling)]);
@@ -96,20 +98,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   if (log_prob.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(log_prob.get_device_index());
     const CudaPlace place = current_cuda_place(log_prob);
-    const Cut cut = cuda_cut(params.batch, grid_cuda(place.device, params.log_prob.dtype));
+    const Grid grid = grid_cuda(place.device, params.log_prob.dtype);
     // One tensor for both: the way through torch to an allocation takes a while.
-    const int64_t of_pieces = 2 * piece_count(params.batch, cut);
-    Tensor scratch = new_contiguous(log_prob, {of_pieces + cut.blocks * kUnitNumbers}, ScalarType::Double);
+    const int64_t of_pieces = 2 * most_pieces(params.batch, grid);
+    Tensor scratch = new_contiguous(log_prob, {of_pieces + grid.blocks * kUnitNumbers}, ScalarType::Double);
     params.pieces = data_of<RowSums>(scratch);
     params.units = reinterpret_cast<StatSums<double>*>(data_of<double>(scratch) + of_pieces);
     Outputs out = allocate(log_prob, need_grad, params);
-    check_cuda(forward_cuda(params, cut, place), "loss_forward");
-    return {out.loss, out.stats, out.dlogp, out.row_scale};
+    check_cuda(forward_cuda(params, grid, place), "loss_forward");
+    return {out.loss, out.stats, out.dlogp, out.scales};
   }
 #endif
   Outputs out = allocate(log_prob, need_grad, params);
   forward_on_cpu(params);
-  return {out.loss, out.stats, out.dlogp, out.row_scale};
+  return {out.loss, out.stats, out.dlogp, out.scales};
 }
 
 std::vector<double> loss_settings(std::string method, std::vector<double> hyper, double clip_ratio_c,
@@ -146,17 +148,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> loss_forward(
                  clip_bounds, cu_seqlens, max_seqlen, {batch_num_tokens, global_batch_size}, need_grad);
 }
 
-void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::optional<Tensor> cu_seqlens,
+void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor scales, std::optional<Tensor> cu_seqlens,
                        std::optional<int64_t> max_seqlen, Tensor grad) {
   const Batch batch = batch_of(dlogp, "dlogp", cu_seqlens, max_seqlen);
   const DType type = dtype_of(grad.scalar_type(), "log_prob");
-  STD_TORCH_CHECK(dlogp.is_contiguous() && row_scale.is_contiguous() && row_scale.numel() == batch.rows &&
+  STD_TORCH_CHECK(dlogp.is_contiguous() && scales.is_contiguous() && scales.numel() == 1 + batch.rows &&
                       is_floating(type) && dlogp.scalar_type() == arithmetic_type(type) &&
-                      row_scale.scalar_type() == ScalarType::Double && row_scale.device() == dlogp.device(),
-                  "maspo_ext: dlogp, row_scale: expected what loss_forward returned for log_prob of dtype ",
+                      scales.scalar_type() == ScalarType::Double && scales.device() == dlogp.device(),
+                  "maspo_ext: dlogp, scales: expected what loss_forward returned for log_prob of dtype ",
                   torch::headeronly::toString(grad.scalar_type()), ", got ",
                   torch::headeronly::toString(dlogp.scalar_type()), " of shape ", shape_of(dlogp), " and ",
-                  torch::headeronly::toString(row_scale.scalar_type()), " of shape ", shape_of(row_scale),
+                  torch::headeronly::toString(scales.scalar_type()), " of shape ", shape_of(scales),
                   ". Pass them as they are.");
   STD_TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == dlogp.scalar_type() &&
                       grad_loss.device() == dlogp.device(),
@@ -169,8 +171,8 @@ void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::op
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());
-    const auto* scales = static_cast<const double*>(row_scale.const_data_ptr());
-    check_cuda(backward_cuda(dlogp.const_data_ptr(), scales, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
+    const auto* of_rows = static_cast<const double*>(scales.const_data_ptr());
+    check_cuda(backward_cuda(dlogp.const_data_ptr(), of_rows, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
                              batch, current_cuda_place(dlogp)),
                "loss_backward");
     return;
@@ -183,10 +185,10 @@ void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor row_scale, std::op
   });
 }
 
-Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor row_scale, ScalarType dtype,
+Tensor loss_backward(Tensor grad_loss, Tensor dlogp, Tensor scales, ScalarType dtype,
                      std::optional<Tensor> cu_seqlens, std::optional<int64_t> max_seqlen) {
   Tensor grad = new_contiguous(dlogp, {dlogp.sizes().begin(), dlogp.sizes().end()}, dtype);
-  loss_backward_out(grad_loss, dlogp, row_scale, cu_seqlens, max_seqlen, grad);
+  loss_backward_out(grad_loss, dlogp, scales, cu_seqlens, max_seqlen, grad);
   return grad;
 }
 

@@ -4,9 +4,10 @@
 //                         arguments and calls those below. The named hyper-parameters are MASPO's; any other ratio_mode
 //                         takes its own as `hyper`, in the order of its config class (maspo_ext/methods/). Without
 //                         loss_agg_mode, that of the method's reference.
-//   maspo::loss_forward   loss, statistics, d loss / d log_prob (dlogp), and row_scale. On a CPU dlogp has the scale of its row,
-//                         and row_scale says what that is. On a GPU, where one pass does it all, row_scale is what dlogp
-//                         still lacks: 1 where the caller's counts give the scale, and all of it else, and without need_grad.
+//   maspo::loss_forward   loss, statistics, d loss / d log_prob (dlogp), and scales, [1 + rows]: that of all rows, and what
+//                         each has of its own; a row's scale is their product, and 0 where its own is. On a CPU dlogp has it
+//                         already. On a GPU, where one pass does it all, scales are what dlogp still lacks: 1 where the
+//                         caller's counts give the scale, and all of it else, and without need_grad.
 //                         `method` is a name of csrc/core/methods.h; checks only what memory safety needs, not ranges.
 //   maspo::loss_forward_packed   the same with names and numbers in one list, as maspo::loss_settings returns it: for a caller
 //                         that keeps it while it runs. No graph has it, since the list's order is that of this version.
@@ -49,8 +50,8 @@
   "float clip_ratio_c=3.0, str ratio_mode=\"maspo\", float[] hyper=[], Tensor? bapo_sums=None, " MASPO_OPTIONS
 #define MASPO_KERNEL_KEYWORDS                                                                       \
   MASPO_METHOD ", Tensor? rollout_is_weights=None, Tensor? clip_bounds=None, " MASPO_AGGREGATION ", " MASPO_COUNTS ", " MASPO_OPTIONS
-#define MASPO_FORWARD "(Tensor loss, Tensor stats, Tensor dlogp, Tensor row_scale)"
-#define MASPO_LOSS_BACKWARD "Tensor grad_loss, Tensor dlogp, Tensor row_scale"
+#define MASPO_FORWARD "(Tensor loss, Tensor stats, Tensor dlogp, Tensor scales)"
+#define MASPO_LOSS_BACKWARD "Tensor grad_loss, Tensor dlogp, Tensor scales"
 
 // Which words of which vocabulary the logits are.
 #define MASPO_SHARD "int first_word=0, SymInt? all_words=None"

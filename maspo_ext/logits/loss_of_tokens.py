@@ -74,7 +74,9 @@ class LossOfTokens:
         self._row = None if cu_seqlens is None else row_of_token(cu_seqlens, target)
         # The scale of a row depends on the mask alone: another tensor stands for the new policy, which is not known yet.
         stand_in = torch.zeros_like(target, dtype=head.dtype) if policy[0] is None else policy[0]
-        row_scale = forward_pass(stand_in, with_old(policy, stand_in), self._whole, need_grad=False)[3].to(head.dtype)
+        scales = forward_pass(stand_in, with_old(policy, stand_in), self._whole, need_grad=False)[3]
+        of_batch, of_rows = scales[0], scales[1:]
+        row_scale = torch.where(of_rows == 0, 0, of_batch * of_rows).to(head.dtype)
         self.half = half_scale(head, row_scale)
         self._scale = self._per_token(row_scale.unsqueeze(-1))
         self._grad_scale = self._scale if self.half is None else self._per_token((row_scale / self.half).unsqueeze(-1))

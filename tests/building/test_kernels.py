@@ -17,6 +17,8 @@ KERNELS = sorted((flags.CSRC / "cuda").glob("*.cu"))
 METHODS = len(re.findall(r"X\(kMethod", (flags.CSRC / "core" / "methods.h").read_text()))
 # AnySteps of float32 and float64, PlainSteps of float32 and bfloat16 with masks of 1, 4 and 8 bytes.
 FORWARD_KERNELS = (2 + 2 * 3) * METHODS
+# GroupSteps of float32 and bfloat16.
+GROUP_KERNELS = 2 * METHODS
 ROW_LOADS = 4 + 1  # of a thread's step through a row of logits, and of a full pack that is left over
 REGISTERS = 65536  # of a multiprocessor
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc on this machine")]
@@ -78,8 +80,8 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(compiled):
         r"ptxas info +: Used (\d+) registers",
         compiled[0],
     )
-    # Forward, 4 types backward, BAPO's 2 sums, total and bounds; rows: 4 types of logits, 6 gradients, 4 to scale.
-    assert len(kernels) == FORWARD_KERNELS + 4 + 4 + 4 + 6 + 4, compiled[0]
+    # Forward by stretches and by groups, 4 types backward, BAPO's 2 sums, total and bounds; rows: 4 types of logits, 6 gradients, 4 to scale.
+    assert len(kernels) == FORWARD_KERNELS + GROUP_KERNELS + 4 + 4 + 4 + 6 + 4, compiled[0]
     limits = budgets()
     for name, *memory, registers in kernels:
         assert memory == ["0", "0", "0"], f"{name}: bytes of stack, spill stores, spill loads {memory}"
@@ -90,8 +92,8 @@ def test_nothing_is_spilled_and_registers_stay_in_their_budget(compiled):
 def test_loads_and_stores_are_16_bytes_wide(compiled):
     """In the machine code, where the source has vectors of four; and no access to local memory."""
     functions = dict(re.findall(r"^\.text\.(\w+):\n(.*?)(?=^\.text\.|\Z)", compiled[1], re.DOTALL | re.MULTILINE))
-    kinds = ("forward_kernel", "backward_kernel", "logprob_kernel", "logprob_grad_kernel", "scale_kernel")
-    assert [sum(kind in name for name in functions) for kind in kinds] == [FORWARD_KERNELS, 4, 4, 6, 4]
+    kinds = ("forward_kernel", "forward_groups_kernel", "backward_kernel", "logprob_kernel", "logprob_grad_kernel", "scale_kernel")
+    assert [sum(kind in name for name in functions) for kind in kinds] == [FORWARD_KERNELS, GROUP_KERNELS, 4, 4, 6, 4]
     for name, code in functions.items():
         loads, stores = re.findall(r"\bLDG\.E\S*", code), re.findall(r"\bSTG\.E\S*", code)
         assert loads and stores and not re.search(r"\b(LDL|STL)\b", code), name
@@ -102,6 +104,10 @@ def test_loads_and_stores_are_16_bytes_wide(compiled):
             # (float64: twice two) that is one access; of three plain ones, too, of float32, twice each.
             assert len(wide_stores) >= 2 + is_double(name), name
             assert len(wide_loads) >= (7 if "AnySteps" in name else 1 if "BFloat16" in name else 6) + 1, name
+        elif "forward_groups_kernel" in name:
+            # A group's mask, before the first, of the second and in the loop; of float32 three inputs of two steps and of a group.
+            assert len(wide_loads) >= 3 + (0 if "BFloat16" in name else 3 * (2 + 4)), name
+            assert len(wide_stores) >= 4, name
         elif "backward_kernel" in name or "scale_kernel" in name:
             assert wide_loads and whole_stores, name
         elif "logprob_kernel" in name:

@@ -131,11 +131,31 @@ py::tuple pieces_of(int64_t rows, int64_t cols, int64_t row) {
   return py::make_tuple(pieces.first, pieces.count);
 }
 
+// The cut into groups, or None: groups of a row and of a block, warps of a block, blocks.
+std::optional<py::tuple> groups(int64_t rows, int64_t cols) {
+  const Batch batch = {rows, cols, nullptr, rows * cols};
+  if (!has_groups(batch, kGrid)) return std::nullopt;
+  const GroupCut c = group_cut(batch, kGrid);
+  return py::make_tuple(c.of_row, c.of_block, c.warps, c.blocks);
+}
+
+// Of those rows that are split among groups: the ones that block `block` finishes, or those that are left to the last, as -1.
+std::vector<int64_t> rows_of_groups(int64_t rows, int64_t cols, int64_t block) {
+  const Batch batch = {rows, cols, nullptr, rows * cols};
+  const GroupCut c = group_cut(batch, kGrid);
+  const SplitRows split = block < 0 ? split_rows_of_grid(batch, c) : split_rows_of_block(batch, c, block);
+  std::vector<int64_t> found;
+  for (int64_t i = 0; i < split.candidates; ++i) {
+    if (const int64_t row = split_row(batch, c, split, i); row >= 0) found.push_back(row);
+  }
+  return found;
+}
+
 // The error of a launch of so many blocks, which runs nothing.
 int error_of_blocks(int64_t blocks) {
   LossParams p = {};
   p.method = kNumMethods;
-  return forward_cuda(p, {1, 1, 1, blocks}, {0, nullptr});
+  return forward_cuda(p, {blocks, 1}, {0, nullptr});
 }
 
 // [N, V] logits, whose rows may lie anywhere, and [N] targets. The gradient takes the place of the logits.
@@ -184,6 +204,8 @@ PYBIND11_MODULE(emulated_kernels, m) {
   m.def("remedy_of_error", &cuda_error_remedy);
   m.def("pieces_of_warp", &pieces_of_warp);
   m.def("pieces_of_row", &pieces_of);
+  m.def("groups", &groups);
+  m.def("rows_of_groups", &rows_of_groups);
   m.def("error_of_blocks", &error_of_blocks);
   m.def("errors_of_rows", &errors_of_rows);
   m.def("logprob", &logprob, py::kw_only(), py::arg("seed"), py::arg("logits"), py::arg("target"), py::arg("dlog_prob"),

@@ -24,18 +24,19 @@ struct Result {
 template <class S>
 Result run(LossParams params, bool on_cuda, double grad_loss, bool need_grad) {
   const Batch& b = params.batch;
-  const Cut cut = cuda_cut(b, grid_cuda(0, params.log_prob.dtype));
+  const Grid grid = grid_cuda(0, params.log_prob.dtype);
   params.tiling = cpu_tiling(b);
   Memory dlogp(b.tokens * sizeof(S));
-  Memory pieces((on_cuda ? piece_count(b, cut) : piece_count(b, params.tiling)) * sizeof(RowSums));
-  Memory units(on_cuda ? cut.blocks * kUnitNumbers * sizeof(double) : params.tiling.units * sizeof(StatSums<double>));
-  Memory row_scale(b.rows * sizeof(double));
+  Memory pieces((on_cuda ? most_pieces(b, grid) : piece_count(b, params.tiling)) * sizeof(RowSums));
+  Memory units(on_cuda ? grid.blocks * kUnitNumbers * sizeof(double) : params.tiling.units * sizeof(StatSums<double>));
+  Memory scales((1 + b.rows) * sizeof(double));
   Memory stats(kNumStats * sizeof(double)), loss(sizeof(S)), upstream(sizeof(S));
   Memory grad(b.tokens * size_of(params.log_prob.dtype));
   params.dlogp = need_grad ? dlogp.as<void>() : nullptr;
   params.pieces = pieces.as<RowSums>();
   params.units = units.as<StatSums<double>>();
-  params.row_scale = row_scale.as<double>();
+  params.batch_scale = scales.as<double>();
+  params.row_scale = params.batch_scale + 1;
   params.stats = stats.as<double>();
   params.loss = loss.as<void>();
   *upstream.as<S>() = static_cast<S>(grad_loss);
@@ -43,9 +44,9 @@ Result run(LossParams params, bool on_cuda, double grad_loss, bool need_grad) {
   Result result;
   if (on_cuda) {
     int a_stream_that_captures;  // which every second batch has: a graph's launches have other counters
-    check(forward_cuda(params, cut, {0, b.rows % 2 == 1 ? &a_stream_that_captures : nullptr}));
+    check(forward_cuda(params, grid, {0, b.rows % 2 == 1 ? &a_stream_that_captures : nullptr}));
     const auto backward = [&](void* into) {
-      check(backward_cuda(params.dlogp, params.row_scale, upstream.as<void>(), into, params.log_prob.dtype, b,
+      check(backward_cuda(params.dlogp, params.batch_scale, upstream.as<void>(), into, params.log_prob.dtype, b,
                           {0, nullptr}));
     };
     if (need_grad) backward(grad.as<void>());
@@ -69,9 +70,9 @@ Result run(LossParams params, bool on_cuda, double grad_loss, bool need_grad) {
   result.loss = numbers<S>(loss);
   result.stats = numbers<double>(stats);
   result.scale_of_pass = scale_of_pass(params);
-  result.row_scale = numbers<double>(row_scale);
+  result.row_scale.assign(params.row_scale, params.row_scale + b.rows);
   if (on_cuda) {
-    for (double& scale : result.row_scale) scale *= result.scale_of_pass;
+    for (double& scale : result.row_scale) scale = scale_of_row(*params.batch_scale, scale) * result.scale_of_pass;
   }
   if (params.log_prob.dtype == kFloat32) result.grad = numbers<float>(grad);
   if (params.log_prob.dtype == kFloat64) result.grad = numbers<double>(grad);

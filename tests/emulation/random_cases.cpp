@@ -21,15 +21,16 @@ struct Tensor {
   View view;
 };
 
-// `plain`: neighbouring tokens side by side; with `one_row` also the rows.
+// `plain`: neighbouring tokens side by side; with `one_row` also the rows, without an offset where these are of groups.
 template <class Value>
 Tensor make_tensor(Draw& draw, const Batch& b, DType dtype, bool per_row, bool plain, bool one_row, Value value) {
+  const bool aligned = one_row && has_groups(b, {2, kMostWarps<float>});
   const bool packed = b.cu_seqlens != nullptr;
   const int64_t col_stride = per_row ? 0 : !plain && draw.chance(0.2) ? 2 : 1;
   const int64_t width = packed ? b.tokens : b.cols;
   const int64_t padding = draw.chance(0.3) ? draw.integer(1, 5) * !one_row : 0;
   const int64_t row_stride = per_row ? 1 : packed ? 0 : width * col_stride + padding;
-  const int64_t offset = draw.chance(0.5) ? draw.integer(1, 7) : 0;
+  const int64_t offset = draw.chance(0.5) ? draw.integer(1, 7) * !aligned : 0;
   const int64_t rows = per_row || !packed ? b.rows : 1, cols = per_row ? 1 : width;
   const int64_t extent = rows > 0 && cols > 0 ? offset + (rows - 1) * row_stride + (cols - 1) * col_stride + 1 : 0;
   Tensor t{Memory(extent * size_of(dtype)), {}};
@@ -51,11 +52,16 @@ void one_case(uint64_t seed, int only_method) {
   Batch batch = {draw.integer(0, 7), widths[draw.integer(0, 12)], nullptr, 0};
   if (seed % 20 == 9) batch = {draw.integer(520, 700), 129, nullptr, 0};
   if (seed % 20 == 19) batch = {draw.integer(8, 600), widths[draw.integer(1, 4)], nullptr, 0};
-  const bool one_row = seed % 20 == 4;  // of whole steps: PlainSteps look ahead beyond the ends of its rows
+  // Rows side by side, of whole steps: PlainSteps look ahead beyond the ends of its rows. Or of groups, and enough of them.
+  const bool grouped = seed % 20 == 7, one_row = seed % 20 == 4 || grouped;
   if (one_row) batch = {draw.integer(1, 40), kStepTokens * draw.integer(1, 36), nullptr, 0};
   // As on a GPU, more split rows than the last block has threads.
   cuda_on_host::multiprocessors = seed % 40 == 30 ? 100 : 2;
   if (cuda_on_host::multiprocessors > 2) batch = {540, 300, nullptr, 0};
+  if (grouped) {
+    const int64_t of_row = draw.integer(1, 9), least = 2 * kMostWarps<float> * kLeastGroups;
+    batch = {(least + draw.integer(0, 60)) / of_row + 1, of_row * kGroupTokens, nullptr, 0};
+  }
   batch.tokens = batch.rows * batch.cols;
   std::vector<int64_t> cu_seqlens(batch.rows + 1, 0);
   if (draw.chance(0.3) && !one_row) {
@@ -65,7 +71,8 @@ void one_case(uint64_t seed, int only_method) {
   }
   const DType float_types[] = {kFloat32, kFloat32, kFloat64, kBFloat16, kFloat16};
   const DType mask_types[] = {kUInt8, kUInt8, kInt8, kInt16, kInt32, kInt64, kFloat32, kBFloat16};
-  const DType type = float_types[draw.integer(0, 4)];
+  const DType drawn = float_types[draw.integer(0, 4)];
+  const DType type = !grouped ? drawn : drawn == kFloat32 ? kFloat32 : kBFloat16;
   const double masked = draw.chance(0.2) ? 1.0 : draw.chance(0.5) ? 0.2 : 0.9;
   // Every other case is one for PlainSteps, with padding as its mask, and a number in it now and then that is not finite.
   const bool plain = draw.chance(0.5) || one_row;
@@ -88,6 +95,7 @@ void one_case(uint64_t seed, int only_method) {
   // numbers of float64, or each its own.
   const bool twos = seed % 8 == 2 || seed % 40 == 24, weighted = seed % 8 == 6;
   if (twos) mask_type = kFloat64;
+  if (grouped) mask_type = kUInt8;
   if (seed % 16 == 6) mask_type = kFloat16;
   const auto weight_at = [&](int64_t row, int64_t col) {
     const double own[] = {1, 2, 0.5, -0.0, 3};

@@ -198,6 +198,24 @@ def test_every_warp_has_as_much_to_do(rows, cols, emulated):
     assert steps_of_warp < least + 1 or steps_of_warp == 1
 
 
+@pytest.mark.parametrize("rows, cols", [(16384, 4096), (131072, 512), (2048, 32768), (4225, 4096), (20000, 3584), (140, 2**19)])
+def test_every_row_of_groups_is_finished_once(rows, cols, emulated):
+    of_row, of_block, warps, blocks = emulated.groups(rows, cols)
+    groups = rows * of_row
+    assert of_row * 512 == cols and warps == 16 and blocks <= 132
+    assert blocks * of_block >= groups > (blocks - 1) * of_block and of_block - groups / 132 < 1
+    within = [emulated.rows_of_groups(rows, cols, block) for block in range(blocks)]
+    for block, found in enumerate(within):
+        assert all(block * of_block <= row * of_row and (row + 1) * of_row <= (block + 1) * of_block for row in found)
+    every = [row for found in (*within, emulated.rows_of_groups(rows, cols, -1)) for row in found]
+    assert sorted(every) == (list(range(rows)) if of_row > 1 else [])
+
+
+@pytest.mark.parametrize("rows, cols", [(64, 4096), (4096, 4096), (16384, 4000), (0, 512), (512, 0), (1, 2**31), (100, 2**20)])
+def test_there_are_no_groups_of_few_tokens_of_other_widths_and_of_rows_longer_than_a_blocks(rows, cols, emulated):
+    assert emulated.groups(rows, cols) is None
+
+
 def test_small_batches_have_small_blocks(emulated):
     assert emulated.cut(8, 512)[2:] == (4, 8) and emulated.cut(0, 5)[3] == 1
 
@@ -253,7 +271,7 @@ BATCH_FAULTS = {
     "read ahead beyond the last row": ("plain_steps.cuh", "kStepTokens, 0, p.batch.tokens);", "kStepTokens, 0, 2 * p.batch.tokens);", "address", "heap-buffer-overflow"),
     "vectors at unaligned addresses": ("pack.cuh", "reinterpret_cast<uintptr_t>(p) % kBytes == 0", "p != nullptr", "address", "misaligned address"),
     "no barrier after a shared write": ("finish.cuh", "lane] = of_warp;\n  __syncthreads();\n", "lane] = of_warp;\n", "thread", "data race"),
-    "no barrier before all read what one has written": ("finish.cuh", "  __syncthreads();  // which also shows", "  // which also shows", "thread", "data race"),
+    "no barrier before all read what one has written": ("finish.cuh", "  __syncthreads();  // which shows one", "  // which shows one", "thread", "data race"),
     "no barrier before the ticket": ("forward.cuh", "  __syncthreads();\n  if (is_last_block", "  if (is_last_block", "thread", "data race"),
     "no barrier before the flag is read": ("forward.cuh", "  __syncthreads();\n  return *scratch;", "  return *scratch;", "thread", "data race"),
     "no release fence": ("forward.cuh", "__threadfence();  // release", "// release", "thread", "data race"),
@@ -265,16 +283,23 @@ BATCH_FAULTS = {
     "sums of the wrong half": ("reduce.cuh", "sent = upper ? value[i] : value[i + kHalf]", "sent = upper ? value[i + kHalf] : value[i]", "plain", r"seed \d+: "),
     "barrier in divergent code": ("finish.cuh", "  __syncthreads();\n  double total", "  if (threadIdx.x < kWarp) __syncthreads();\n  double total", "plain", "different barriers|never come"),
     "a warp's numbers lost": ("finish.cuh", "for (int i = 0; i < warps_of_block(); ++i)", "for (int i = 1; i < warps_of_block(); ++i)", "plain", r"seed \d+: "),
-    "a unit of the last block lost": ("finish.cuh", "if (i < cut.blocks && lane", "if (i + 1 < cut.blocks && lane", "plain", r"seed \d+: "),
+    "a unit of the last block lost": ("finish.cuh", "if (i < units && lane", "if (i + 1 < units && lane", "plain", r"seed \d+: "),
     "rows of the last block lost": ("finish.cuh", "first += rows_at_once)", "first += 2 * rows_at_once)", "plain", r"seed \d+: "),
     "a level of the rows' shuffle missing": ("finish.cuh", "for (int offset = lanes / 2; offset > 0", "for (int offset = lanes / 2; offset > 1", "plain", r"seed \d+: "),
-    "a row's scale lost": ("finish.cuh", "if (row < p.batch.rows) p.row_scale[row] =", "if (row + 1 < p.batch.rows) p.row_scale[row] =", "plain", r"seed \d+: "),
+    "a split row's scale lost": ("finish.cuh", "    p.row_scale[row] = own_scale(p, sums);", "    if (row > 0) p.row_scale[row] = own_scale(p, sums);", "plain", r"seed \d+: "),
+    "what the scales of all rows have in common lost": ("backward.cuh", "scale_of_row(p.scales[0], ", "scale_of_row(1, ", "plain", r"seed \d+: grad"),
     "a scale that is given lost": ("steps.cuh", "scaled[i] = values[i] * scale;", "scaled[i] = values[i] + 0 * scale;", "plain", r"seed \d+: dlogp"),
     "gradients left that have to be scaled": ("backward.cuh", "if (scale == S(1) && ", "if (scale != S(0) && ", "plain", r"seed \d+: backward in the memory"),
     "no barrier before a block's split rows": ("forward.cuh", "  __syncthreads();  // shows the pieces", "  // shows the pieces", "thread", "data race"),
     "a split row of a block lost": ("tiling.h", "? 0 : cut.warps - 1, false", "? 0 : cut.warps - 2, false", "plain", r"seed \d+: "),
-    "a row that is not split taken for one": ("tiling.h", "row < b.rows && row * cut.steps_of_row < end ?", "row < b.rows ?", "plain", r"seed \d+: "),
-    "a whole row's tokens lost": ("forward.cuh", "if (lane == 0) p.row_scale[span.row] = row.tokens;", "", "plain", r"seed \d+: "),
+    "a row that is not split taken for one": ("tiling.h", "row < b.rows && row * length_of_row < end ?", "row < b.rows ?", "plain", r"seed \d+: "),
+    "a whole row's scale lost": ("forward.cuh", "if (lane == 0) p.row_scale[row] = own_scale(p, sums);", "", "plain", r"seed \d+: "),
+    "mask of a group behind the end": ("groups.cuh", "if (later < end_) words_", "words_", "address", "heap-buffer-overflow"),
+    "inputs of the group before": ("groups.cuh", "{ read(next, even); }", "{ read(token, even); }", "plain", r"seed \d+: dlogp"),
+    "mask of the group before": ("groups.cuh", "    flags_ = mask_.after(words_);\n", "    if (later < 0) flags_ = mask_.after(words_);\n", "plain", r"seed \d+: dlogp"),
+    "a row of two blocks lost": ("groups.h", "return {cut.blocks - 1, false, 0, cut.of_block};", "return {cut.blocks - 2, false, 0, cut.of_block};", "plain", r"seed \d+: "),
+    "a row of a block lost": ("groups.h", "return {cut.of_row > 1 ? last - first : 0, true, first, 0};", "return {cut.of_row > 1 ? last - first - 1 : 0, true, first, 0};", "plain", r"seed \d+: "),
+    "a part of the groups' sums lost": ("forward.cuh", "  end_part();\n  end_block", "  end_block", "plain", r"seed \d+: "),
     "last column lost": ("walk.cuh", "bounded(span.last - col, 0, kLane)", "bounded(span.last - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
     "last column of a plain batch lost": ("plain_steps.cuh", "bounded(left - col, 0, kLane)", "bounded(left - col - 1, 0, kLane)", "plain", r"seed \d+: dlogp"),
     "inputs of the step before": ("plain_steps.cuh", "if (flags_.ones()) next_ = read.at(col + kStepTokens);", "if (flags_.ones()) next_ = read.at(col);", "plain", r"seed \d+: dlogp"),

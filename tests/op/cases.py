@@ -182,8 +182,8 @@ def run(batch: dict[str, Any], function=op, upstream: float = 1.0, **keywords: A
 
 def run_unvalidated(batch: dict[str, Any], **keywords: Any) -> Result:
     """The compiled forward and backward below the validation of hyper-parameters."""
-    loss, stats, dlogp, row_scale = torch.ops.maspo.loss_forward(**batch, **{**KERNEL, **keywords})
-    grad = torch.ops.maspo.loss_backward(torch.ones_like(loss), dlogp, row_scale, batch["log_prob"].dtype)
+    loss, stats, dlogp, scales = torch.ops.maspo.loss_forward(**batch, **{**KERNEL, **keywords})
+    grad = torch.ops.maspo.loss_backward(torch.ones_like(loss), dlogp, scales, batch["log_prob"].dtype)
     return Result(loss, grad, stats)
 
 

@@ -111,8 +111,8 @@ def test_bapo_ops_check_what_they_get():
 
 
 def test_loss_backward_checks_what_it_gets():
-    loss, _, dlogp, row_scale = torch.ops.maspo.loss_forward(**random_batch(4, 6, dtype=torch.float32), **KERNEL)
-    right = {"grad_loss": torch.ones_like(loss), "dlogp": dlogp, "row_scale": row_scale, "dtype": torch.float32}
+    loss, _, dlogp, scales = torch.ops.maspo.loss_forward(**random_batch(4, 6, dtype=torch.float32), **KERNEL)
+    right = {"grad_loss": torch.ones_like(loss), "dlogp": dlogp, "scales": scales, "dtype": torch.float32}
     assert torch.ops.maspo.loss_backward(**right).shape == (4, 6)
     for wrong in (
         {"grad_loss": ones(2)},
@@ -120,8 +120,8 @@ def test_loss_backward_checks_what_it_gets():
         {"dlogp": dlogp.t()},
         {"dlogp": dlogp.double()},
         {"dlogp": dlogp.flatten()},
-        {"row_scale": row_scale[:3]},
-        {"row_scale": row_scale.float()},
+        {"scales": scales[:3]},
+        {"scales": scales.float()},
         {"dtype": torch.float64},
         {"dtype": torch.int64},
         {"cu_seqlens": torch.tensor([0, 24]), "max_seqlen": 24},
@@ -130,5 +130,5 @@ def test_loss_backward_checks_what_it_gets():
             torch.ops.maspo.loss_backward(**{**right, **wrong})
     del right["dtype"]
     for grad in (dlogp.new_empty(6, 4).t(), dlogp.new_empty(4, 5), torch.empty_like(dlogp, dtype=torch.float64)):
-        with pytest.raises(RuntimeError, match="maspo_ext: (grad|dlogp, row_scale): expected .*, got .*(Make it|Pass them)"):
+        with pytest.raises(RuntimeError, match="maspo_ext: (grad|dlogp, scales): expected .*, got .*(Make it|Pass them)"):
             torch.ops.maspo.loss_backward_out(**right, grad=grad)
