@@ -40,10 +40,11 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, log_prob, op, arguments, keywords):
         loss, stats, dlogp, scales = op(log_prob, *arguments, **keywords)
-        ctx.save_for_backward(log_prob, keywords.get("cu_seqlens"))
-        ctx.max_seqlen = keywords.get("max_seqlen")
-        # Not saved: what saved-tensor hooks give back may be anybody's, and backward writes over it.
-        ctx.made = dlogp, scales
+        if "cu_seqlens" in keywords:
+            ctx.save_for_backward(keywords["cu_seqlens"])
+        # Not saved: what saved-tensor hooks give back may be anybody's, and backward writes over it. log_prob is there for its
+        # dtype and its place in the graph; nobody reads its numbers.
+        ctx.kept = log_prob, dlogp, scales, keywords.get("max_seqlen")
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return loss, stats
@@ -52,11 +53,14 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, grad_loss, _grad_stats):
         if grad_loss is None:
             return None, None, None, None
-        log_prob, cu_seqlens = ctx.saved_tensors
-        made = ctx.made
+        if ctx.kept is None:
+            expected, remedy = "one backward pass", "Call it as loss.backward(retain_graph=True) but for the last time."
+            raise RuntimeError(message("the graph of torch.ops.maspo.loss", expected, "a second one", remedy))
+        log_prob, dlogp, scales, max_seqlen = ctx.kept
         if not keeps_graph():
-            ctx.made = None
-        grad = _gradient(grad_loss, *made, log_prob.dtype, cu_seqlens, ctx.max_seqlen)
+            ctx.kept = None
+        packed = () if max_seqlen is None else (*ctx.saved_tensors, max_seqlen)
+        grad = _gradient(grad_loss, dlogp, scales, log_prob.dtype, *packed)
         return without_second(grad, log_prob, "loss", _TWIN), None, None, None
 
 

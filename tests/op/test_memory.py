@@ -62,6 +62,8 @@ def test_backward_passes_add_up(device):
         once = log_prob.grad.clone()
         (loss if retain_graph else op(**batch)[0]).backward()
         assert torch.equal(log_prob.grad, 2 * once)
+    with pytest.raises(RuntimeError, match="expected one backward pass, got a second one.*retain_graph=True"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("dtype, sizes", [(torch.float32, [4]), (torch.bfloat16, [2, 4])], ids=str)
@@ -76,12 +78,13 @@ def test_backward_gives_the_leaf_its_gradient_without_a_copy(dtype, sizes, devic
         kept[0].backward()
 
     assert large_allocations(both, device) == [size * ROWS * COLS for size in sizes]
-    assert kept[0].grad_fn.made is None, "what is not needed any more is free"
+    assert kept[0].grad_fn.kept is None, "what is not needed any more is free"
 
 
 def test_what_saved_tensor_hooks_give_back_is_not_written_over(device):
-    """It may be read-only, or in use elsewhere."""
-    batch = random_batch(3, 5, dtype=torch.float32, device=device)
+    """It may be read-only, or in use elsewhere. Of packed tensors, since nothing of others is saved."""
+    batch = {name: value.flatten() for name, value in random_batch(3, 5, dtype=torch.float32, device=device).items()}
+    batch |= {"cu_seqlens": torch.tensor([0, 5, 10, 15], device=device), "max_seqlen": 5}
     log_prob = batch["log_prob"].requires_grad_()
     upstream = torch.tensor(0.5, device=device)
     (expected,) = torch.autograd.grad(op(**batch)[0], log_prob, upstream)
