@@ -17,12 +17,13 @@ struct BackwardParams {
 
 // At least so many blocks a multiprocessor, if there are tokens for them: the last of them end at about the same time.
 constexpr int kBackwardBlocks = 32, kBackwardWarps = 8;
-// Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy. Of a large
-// batch a warp has no more: what runs at a time lies together then.
+// Steps of a lane whose loads are on their way together: a warp that waited for each would not keep the memory busy.
 constexpr int kStepsAtOnce = 4;
+// Those of a warp in a large batch: with few, what runs at a time lies together.
+constexpr int kStepsOfWarp = 2 * kStepsAtOnce;
 
 MASPO_HD Cut backward_cut(const Batch& b, int64_t multiprocessors) {
-  const int64_t of_steps = b.tokens / (kBackwardWarps * kStepsAtOnce * kStepTokens);
+  const int64_t of_steps = b.tokens / (kBackwardWarps * kStepsOfWarp * kStepTokens);
   return cuda_cut(b, {bounded(of_steps, multiprocessors * kBackwardBlocks, kMaxBlocks), kBackwardWarps});
 }
 

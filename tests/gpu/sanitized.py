@@ -42,6 +42,16 @@ def losses():
         ).loss.backward()
 
 
+def large_losses():
+    """By groups of steps (csrc/cuda/groups.h), two a row: the formulas of other methods are those of the small ones."""
+    rows = torch.cuda.get_device_properties("cuda").multi_processor_count * 16 * 16 // 2 + 3
+    old = -torch.rand(rows, 1024, device="cuda")
+    padding = torch.arange(1024, device="cuda") < torch.linspace(1024, 100, rows, device="cuda")[:, None]
+    for ratio_mode in ("maspo", "ppo"):
+        log_prob = (old + 0.1).requires_grad_()
+        maspo_ext.policy_loss(log_prob, old, -old, padding, ratio_mode=ratio_mode).loss.backward()
+
+
 def rows_of_logits():
     for words, dtype in (
         (5, torch.float32),
@@ -76,6 +86,7 @@ def hidden_states():
 
 torch.manual_seed(0)
 losses()
+large_losses()
 rows_of_logits()
 if "--without-products" not in sys.argv[1:]:
     hidden_states()

@@ -49,6 +49,50 @@ def padded(batch, dtype=torch.bool):
     return batch | {"response_mask": mask.to(dtype)}
 
 
+def large(cols, dtype=torch.float32):
+    """As many tokens as the kernels that take groups of steps in turn are for (csrc/cuda/groups.h), and some rows."""
+    rows = torch.cuda.get_device_properties("cuda").multi_processor_count * 16 * 16 * 512 // cols + 7
+    draw = torch.Generator("cuda").manual_seed(0)
+    old = -3 * torch.rand(rows, cols, device="cuda", generator=draw)
+    batch = {
+        "log_prob": old + 0.5 * torch.randn(rows, cols, device="cuda", generator=draw),
+        "old_log_prob": old,
+        "advantages": torch.randn(rows, 1, device="cuda", generator=draw).repeat(1, cols),
+        "entropy": torch.rand(rows, cols, device="cuda", generator=draw),
+    }
+    return padded({name: value.to(dtype) for name, value in batch.items()})
+
+
+def names_of_kernels(batch, ratio_mode):
+    step(batch, ratio_mode)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+        step(batch, ratio_mode)
+        torch.cuda.synchronize()
+    return [event.name for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "cols, dtype", [(512, torch.float32), (3584, torch.float32), (4096, torch.float32), (4096, torch.bfloat16)], ids=str
+)
+def test_groups_in_turn_like_stretches(cols, dtype, ratio_mode):
+    """The other kernels take the same batch where a tensor is not aligned. Gradients have the same bits, and sums another order."""
+    batch = large(cols, dtype)
+    batch["log_prob"][0, 5] = float("nan")  # masked
+    behind = torch.empty(batch["log_prob"].numel() + 1, device="cuda", dtype=dtype)[1:].view_as(batch["log_prob"])
+    loss, grad, stats = step(batch, ratio_mode)
+    by_stretches = step(batch | {"log_prob": behind.copy_(batch["log_prob"])}, ratio_mode)
+    assert loss.isfinite() and torch.equal(grad, by_stretches[1])
+    torch.testing.assert_close(loss, by_stretches[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(stats, by_stretches[2], rtol=1e-5, atol=1e-7)
+
+
+def test_a_large_batch_is_taken_in_groups():
+    assert any("forward_groups_kernel" in name for name in names_of_kernels(large(4096), "maspo"))
+    assert not any("forward_groups_kernel" in name for name in names_of_kernels(make_batch(64, 4096), "maspo"))
+
+
 @every_mode
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cols", [1024, 1025])
@@ -150,9 +194,12 @@ def test_on_the_second_device_while_the_first_is_current():
 
 
 @every_mode
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_twenty_runs_have_the_same_bits(dtype, ratio_mode):
-    batch = padded(make_batch(512, 4097, dtype=dtype))
+@pytest.mark.parametrize(
+    "make", [lambda: padded(make_batch(512, 4097)), lambda: padded(make_batch(512, 4097, dtype=torch.bfloat16)), lambda: large(4096)],
+    ids=["float32", "bfloat16", "large"],
+)  # fmt: skip
+def test_twenty_runs_have_the_same_bits(make, ratio_mode):
+    batch = make()
     first = step(batch, ratio_mode)
     for _ in range(19):
         assert_same(step(batch, ratio_mode), first)
@@ -161,13 +208,7 @@ def test_twenty_runs_have_the_same_bits(dtype, ratio_mode):
 @every_mode
 def test_launches(ratio_mode):
     """One forward and one backward; BAPO's search takes three more. No memset, no copy."""
-    batch = make_batch()
-    step(batch, ratio_mode)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
-        step(batch, ratio_mode)
-        torch.cuda.synchronize()
-    names = [event.name for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    names = names_of_kernels(make_batch(), ratio_mode)
     ours = [name for name in names if "maspo::" in name]
     assert len(ours) == (5 if ratio_mode == "bapo" else 2), names
     # torch's own: the gradient 1 of the loss
