@@ -296,7 +296,7 @@ BATCH_FAULTS = {
     "a whole row's scale lost": ("forward.cuh", "if (lane == 0) p.row_scale[row] = own_scale(p, sums);", "", "plain", r"seed \d+: "),
     "mask of a group behind the end": ("groups.cuh", "if (later < end_) words_", "words_", "address", "heap-buffer-overflow"),
     "inputs of the group before": ("groups.cuh", "{ read(next, even); }", "{ read(token, even); }", "plain", r"seed \d+: dlogp"),
-    "mask of the group before": ("groups.cuh", "    flags_ = mask_.after(words_);\n", "    if (later < 0) flags_ = mask_.after(words_);\n", "plain", r"seed \d+: dlogp"),
+    "mask of a group's first step for all": ("groups.cuh", "    flags_ = flags_.next();\n", "", "plain", r"seed \d+: dlogp"),
     "a row of two blocks lost": ("groups.h", "return {cut.blocks - 1, false, 0, cut.of_block};", "return {cut.blocks - 2, false, 0, cut.of_block};", "plain", r"seed \d+: "),
     "a row of a block lost": ("groups.h", "return {cut.of_row > 1 ? last - first : 0, true, first, 0};", "return {cut.of_row > 1 ? last - first - 1 : 0, true, first, 0};", "plain", r"seed \d+: "),
     "a part of the groups' sums lost": ("forward.cuh", "  end_part();\n  end_block", "  end_block", "plain", r"seed \d+: "),
