@@ -32,27 +32,37 @@ class GroupSteps : public PlainSteps<Format, Hyper, ByteMask> {
         mask_(params.response_mask, 0),
         end_(bounded((blockIdx.x + 1) * cut.of_block * kGroupTokens, 0, params.batch.tokens)) {}
 
-  // Calls each(group) after every one of this warp's. While a step is worked on, the inputs of the next two and the mask of
-  // the next group are on their way.
+  // Calls each(group) after every one of this warp's: of each round of the block's warps another place, since rows are padded
+  // behind, and a place that is the same in every row would be much work for one warp and none for another. While a step is
+  // worked on, the inputs of the next two and the mask of the next group are on their way.
   template <class Each>
   __device__ __forceinline__ void run(Sums& sums, Each each) {
-    int64_t token = (blockIdx.x * cut_.of_block + threadIdx.x / kWarp) * kGroupTokens;
+    int place = threadIdx.x / kWarp;
+    const auto go_on = [&] {  // to the next place of the next round: so many tokens
+      place += 1;
+      if (place < cut_.warps) return (cut_.warps + 1) * kGroupTokens;
+      place = 0;
+      return kGroupTokens;
+    };
+    int64_t token = (blockIdx.x * cut_.of_block + place) * kGroupTokens;
     if (token >= end_) return;
-    const int64_t stride = cut_.warps * kGroupTokens;
+    int64_t next = token + go_on();
     words_ = mask_.fetch_whole(token);
-    know(token + stride);
+    know(next);
     Ahead even, odd;  // two, and each in its place: what is on its way cannot go to another register without being waited for
     read(token, even);
     read(token + kStepTokens, odd);
 #pragma unroll 1
-    for (; token < end_; token += stride) {
-      const int64_t next = token + stride;
+    while (token < end_) {
+      const int64_t after_next = next + go_on();
       work(token, even, sums, [&] { read(token + 2 * kStepTokens, even); });
       work(token + kStepTokens, odd, sums, [&] { read(token + 3 * kStepTokens, odd); });
-      know(next + stride);
+      know(after_next);
       work(token + 2 * kStepTokens, even, sums, [&] { read(next, even); });
       work(token + 3 * kStepTokens, odd, sums, [&] { read(next + kStepTokens, odd); });
       each(token / kGroupTokens);
+      token = next;
+      next = after_next;
     }
   }
 
