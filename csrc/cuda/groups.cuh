@@ -32,21 +32,14 @@ class GroupSteps : public PlainSteps<Format, Hyper, ByteMask> {
         mask_(params.response_mask, 0),
         end_(bounded((blockIdx.x + 1) * cut.of_block * kGroupTokens, 0, params.batch.tokens)) {}
 
-  // Calls each(group) after every one of this warp's: of each round of the block's warps another place, since rows are padded
-  // behind, and a place that is the same in every row would be much work for one warp and none for another. While a step is
-  // worked on, the inputs of the next two and the mask of the next group are on their way.
+  // Calls each(group) after every one of this warp's. While a step is worked on, the inputs of the next two and the mask of
+  // the next group are on their way.
   template <class Each>
   __device__ __forceinline__ void run(Sums& sums, Each each) {
     int place = threadIdx.x / kWarp;
-    const auto go_on = [&] {  // to the next place of the next round: so many tokens
-      place += 1;
-      if (place < cut_.warps) return (cut_.warps + 1) * kGroupTokens;
-      place = 0;
-      return kGroupTokens;
-    };
     int64_t token = (blockIdx.x * cut_.of_block + place) * kGroupTokens;
     if (token >= end_) return;
-    int64_t next = token + go_on();
+    int64_t next = token + tokens_to_next_group(cut_, place);
     words_ = mask_.fetch_whole(token);
     know(next);
     Ahead even, odd;  // two, and each in its place: what is on its way cannot go to another register without being waited for
@@ -54,7 +47,7 @@ class GroupSteps : public PlainSteps<Format, Hyper, ByteMask> {
     read(token + kStepTokens, odd);
 #pragma unroll 1
     while (token < end_) {
-      const int64_t after_next = next + go_on();
+      const int64_t after_next = next + tokens_to_next_group(cut_, place);
       work(token, even, sums, [&] { read(token + 2 * kStepTokens, even); });
       work(token + kStepTokens, odd, sums, [&] { read(token + 3 * kStepTokens, odd); });
       know(after_next);

@@ -29,6 +29,15 @@ MASPO_HD bool has_groups(const Batch& b, const Grid& grid) {
   return b.cu_seqlens == nullptr && b.cols % kGroupTokens == 0 && of_block >= of_row && of_block >= grid.warps * kLeastGroups;
 }
 
+// From a warp's group to its next one, of which this sets the place among those of a round of the block's warps: it goes up by
+// one. Rows are padded behind, and a place that is the same in every row would be much work for one warp and none for another.
+MASPO_HD int64_t tokens_to_next_group(const GroupCut& cut, int& place) {
+  place += 1;
+  if (place < cut.warps) return (cut.warps + 1) * kGroupTokens;
+  place = 0;
+  return kGroupTokens;
+}
+
 MASPO_HD int64_t piece_count(const Batch& b, const GroupCut& cut) { return b.rows * cut.of_row; }
 MASPO_HD Pieces pieces_of_row(const GroupCut& cut, int64_t row) { return {row * cut.of_row, cut.of_row}; }
 

@@ -139,6 +139,16 @@ std::optional<py::tuple> groups(int64_t rows, int64_t cols) {
   return py::make_tuple(c.of_row, c.of_block, c.warps, c.blocks);
 }
 
+// Those of a warp of a block, in its order.
+std::vector<int64_t> groups_of_warp(int64_t rows, int64_t cols, int64_t block, int warp) {
+  const GroupCut c = group_cut({rows, cols, nullptr, rows * cols}, kGrid);
+  const int64_t end = bounded((block + 1) * c.of_block, 0, rows * c.of_row);
+  std::vector<int64_t> found;
+  int64_t token = (block * c.of_block + warp) * kGroupTokens;
+  for (; token < end * kGroupTokens; token += tokens_to_next_group(c, warp)) found.push_back(token / kGroupTokens);
+  return found;
+}
+
 // Of those rows that are split among groups: the ones that block `block` finishes, or those that are left to the last, as -1.
 std::vector<int64_t> rows_of_groups(int64_t rows, int64_t cols, int64_t block) {
   const Batch batch = {rows, cols, nullptr, rows * cols};
@@ -205,6 +215,7 @@ PYBIND11_MODULE(emulated_kernels, m) {
   m.def("pieces_of_warp", &pieces_of_warp);
   m.def("pieces_of_row", &pieces_of);
   m.def("groups", &groups);
+  m.def("groups_of_warp", &groups_of_warp);
   m.def("rows_of_groups", &rows_of_groups);
   m.def("error_of_blocks", &error_of_blocks);
   m.def("errors_of_rows", &errors_of_rows);

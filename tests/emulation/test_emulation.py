@@ -211,6 +211,18 @@ def test_every_row_of_groups_is_finished_once(rows, cols, emulated):
     assert sorted(every) == (list(range(rows)) if of_row > 1 else [])
 
 
+@pytest.mark.parametrize("rows, cols", [(16384, 4096), (131072, 512), (2048, 32768), (20000, 3584)])
+def test_warps_take_every_group_once_and_every_place_of_a_row_as_often(rows, cols, emulated):
+    """Else padding would leave some warps all the work."""
+    of_row, of_block, warps, _ = emulated.groups(rows, cols)
+    for block in (0, 5):
+        ways = [emulated.groups_of_warp(rows, cols, block, warp) for warp in range(warps)]
+        assert sorted(group for way in ways for group in way) == list(range(block * of_block, (block + 1) * of_block))
+        for way in ways:
+            places = np.bincount([group % of_row for group in way], minlength=of_row)
+            assert abs(places - len(way) / of_row).max() <= 4
+
+
 @pytest.mark.parametrize("rows, cols", [(64, 4096), (4096, 4096), (16384, 4000), (0, 512), (512, 0), (1, 2**31), (100, 2**20)])
 def test_there_are_no_groups_of_few_tokens_of_other_widths_and_of_rows_longer_than_a_blocks(rows, cols, emulated):
     assert emulated.groups(rows, cols) is None
