@@ -77,6 +77,8 @@ class GroupSteps : public PlainSteps<Format, Hyper, ByteMask> {
     if (later < end_) words_ = mask_.fetch_whole(later);
   }
 
+  // Of a step that is not read the inputs stay what they were. To leave them undefined saves copies of registers, and takes a
+  // tenth longer: these wait for what is on its way before more is asked for (docs/performance.md, What binds forward).
   __device__ __forceinline__ void read(int64_t step, Ahead& ahead) {
     const auto words_at = [&](const View& v) {
       return *reinterpret_cast<const Words*>(static_cast<const T*>(v.data) + step + lane_token());
