@@ -24,9 +24,10 @@ MASPO_HD GroupCut group_cut(const Batch& b, const Grid& grid) {
 
 // Whether there is such a cut, of rows of whole groups.
 MASPO_HD bool has_groups(const Batch& b, const Grid& grid) {
+  if (b.cu_seqlens != nullptr || b.cols % kGroupTokens != 0) return false;  // first, since a max_seqlen may be of any size
   const int64_t of_row = b.cols / kGroupTokens, of_block = ceil_div(b.rows * of_row, grid.blocks);
   // A row longer than a block's stretch would be split by several, and be looked for at the end of each.
-  return b.cu_seqlens == nullptr && b.cols % kGroupTokens == 0 && of_block >= of_row && of_block >= grid.warps * kLeastGroups;
+  return of_block >= of_row && of_block >= grid.warps * kLeastGroups;
 }
 
 // From a warp's group to its next one, of which this sets the place among those of a round of the block's warps: it goes up by
