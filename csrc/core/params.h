@@ -27,8 +27,8 @@ struct LossParams {
   // [rows] and, of a GPU, a number: the scale of a row is their product (scale_of_row), without what dlogp has of it already.
   double* row_scale;
   double* batch_scale;
-  double* stats;      // [kNumStats]
-  void* loss;         // one S
+  double* stats;  // [kNumStats]
+  void* loss;     // one S
 };
 
 // What a GPU's pass over the tokens multiplies dlogp by: all of the scale, where that is known so early.

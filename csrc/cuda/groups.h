@@ -24,10 +24,11 @@ MASPO_HD GroupCut group_cut(const Batch& b, const Grid& grid) {
 
 // Whether there is such a cut, of rows of whole groups.
 MASPO_HD bool has_groups(const Batch& b, const Grid& grid) {
-  if (b.cu_seqlens != nullptr || b.cols % kGroupTokens != 0) return false;  // first, since a max_seqlen may be of any size
-  const int64_t of_row = b.cols / kGroupTokens, of_block = ceil_div(b.rows * of_row, grid.blocks);
+  // First, since there has to be something to cut, and a max_seqlen may be of any size.
+  if (b.cu_seqlens != nullptr || b.tokens == 0 || b.cols % kGroupTokens != 0) return false;
+  const GroupCut cut = group_cut(b, grid);
   // A row longer than a block's stretch would be split by several, and be looked for at the end of each.
-  return of_block >= of_row && of_block >= grid.warps * kLeastGroups;
+  return cut.of_block >= cut.of_row && cut.of_block >= cut.warps * kLeastGroups;
 }
 
 // From a warp's group to its next one, of which this sets the place among those of a round of the block's warps: it goes up by

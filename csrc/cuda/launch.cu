@@ -45,9 +45,9 @@ cudaError_t launch_forward(const LossParams& p, const Grid& grid, CudaPlace plac
   if (p.log_prob.dtype == kFloat64) return with(forward_kernel<Hyper, AnySteps<double, Hyper<double>>>);
 #define MASPO_IF_PLAIN(dtype, Format, Mask) \
   if (is_plain<Hyper<float>, Mask>(p, dtype)) return with(forward_kernel<Hyper, PlainSteps<Format, Hyper<float>, Mask>>)
-#define MASPO_IF_GROUPS(dtype, Format)                                              \
-  if (is_plain<Hyper<float>, ByteMask>(p, dtype) && takes_groups(p, grid)) {        \
-    return by(forward_groups_kernel<Hyper, Format>, group_cut(p.batch, grid));      \
+#define MASPO_IF_GROUPS(dtype, Format)                                         \
+  if (takes_groups(p, grid) && is_plain<Hyper<float>, ByteMask>(p, dtype)) {   \
+    return by(forward_groups_kernel<Hyper, Format>, group_cut(p.batch, grid)); \
   }
   MASPO_IF_GROUPS(kFloat32, Float32);
   MASPO_IF_GROUPS(kBFloat16, BFloat16);

@@ -171,8 +171,8 @@ void loss_backward_out(Tensor grad_loss, Tensor dlogp, Tensor scales, std::optio
 #if defined(MASPO_WITH_CUDA)
   if (dlogp.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(dlogp.get_device_index());
-    const auto* of_rows = static_cast<const double*>(scales.const_data_ptr());
-    check_cuda(backward_cuda(dlogp.const_data_ptr(), of_rows, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
+    const auto* numbers = static_cast<const double*>(scales.const_data_ptr());
+    check_cuda(backward_cuda(dlogp.const_data_ptr(), numbers, grad_loss.const_data_ptr(), grad.mutable_data_ptr(), type,
                              batch, current_cuda_place(dlogp)),
                "loss_backward");
     return;
